@@ -1,0 +1,1 @@
+"""HF and PEFT import and export; checkpoints of a run."""

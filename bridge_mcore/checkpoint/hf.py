@@ -1,0 +1,209 @@
+"""HF checkpoints in and out of a Megatron model, by the family's table of parameters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as mpu
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bridge_mcore.checkpoint.atomic import atomic_directory
+from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory
+from bridge_mcore.errors import CheckpointError
+from bridge_mcore.model.families.base import Family, ModelShape, Plain
+from bridge_mcore.model.lora import projection_sizes
+
+_SHARD_BYTES = 4 * 2**30
+#: What travels with the weights of an HF checkpoint.
+_COMPANIONS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", "generation_config.json",
+)  # fmt: skip
+
+
+def expected_tensors(family: Family, shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """HF tensor name -> shape that a checkpoint of this family and shape holds."""
+    sizes = projection_sizes(shape)
+    h = shape.hidden_size
+    out: dict[str, tuple[int, ...]] = {}
+    for mapping in family.mappings(shape):
+        for name in mapping.hf:
+            part = name.rsplit(".", 2)[-2]
+            if part in sizes:
+                n_in, n_out = sizes[part]
+                out[name] = (n_out,) if name.endswith(".bias") else (n_out, n_in)
+            elif part in ("embed_tokens", "lm_head"):
+                out[name] = (shape.vocab_size, h)
+            elif part in ("q_norm", "k_norm"):
+                out[name] = (shape.head_dim,)
+            else:
+                out[name] = (h,)
+    return out
+
+
+def _check_names(source: SafetensorsDirectory, family: Family, shape: ModelShape) -> None:
+    expected = expected_tensors(family, shape)
+    found = source.names()
+    extra = found - set(expected)
+    if shape.tied:
+        extra -= {"lm_head.weight"}  # some tied checkpoints carry the copy
+    extra = {name for name in extra if not name.endswith("rotary_emb.inv_freq")}
+    missing = set(expected) - found
+    wrong = [f"{n}: {source.shape(n)} instead of {s}" for n, s in expected.items() if n in found and source.shape(n) != s]
+    problems = []
+    for label, names in (("missing", sorted(missing)), ("unexpected", sorted(extra)), ("misshapen", wrong)):
+        if names:
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            problems.append(f"{label}: {', '.join(names[:8])}{more}")
+    if problems:
+        raise CheckpointError(f"{source.directory} does not fit its config.json; " + "; ".join(problems))
+
+
+def local_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """This rank's parameters under their global names (layer numbers over the whole model)."""
+    module = model.module if hasattr(model, "module") else model
+    offset = get_transformer_layer_offset(module.config)
+    out = {}
+    for name, parameter in module.named_parameters():
+        parts = name.split(".")
+        if name.startswith("decoder.layers."):
+            parts[2] = str(int(parts[2]) + offset)
+        out[".".join(parts)] = parameter
+    return out
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """θ: every parameter that is no adapter, under its global name."""
+    return {n: p for n, p in local_parameters(model).items() if not getattr(p, "is_adapter", False)}
+
+
+def read_theta(model: nn.Module, directory: Path, family: Family, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
+    """Yield (global Megatron name, this rank's shard) of an HF checkpoint, one parameter at a time.
+
+    Everything is checked before the first tensor is yielded: names, shapes, and that every parameter gets a value.
+    """
+    source = SafetensorsDirectory(directory)
+    _check_names(source, family, shape)
+    mine = base_parameters(model)
+    mappings = {m.mcore: m for m in family.mappings(shape)}
+    tied_copy = shape.tied and "output_layer.weight" in mine  # the last pipeline stage holds a copy of the embedding
+    if tied_copy:
+        embedding = mappings["embedding.word_embeddings.weight"]
+        mappings["output_layer.weight"] = type(embedding)("output_layer.weight", embedding.hf)
+    unmapped = sorted(set(mine) - set(mappings))
+    if unmapped:
+        raise CheckpointError(f"family '{family.name}' does not say where {', '.join(unmapped)} come from")
+    rank, size = mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size()
+    for name, parameter in mine.items():
+        mapping = mappings[name]
+        full = mapping.merge([source.tensor(n) for n in mapping.hf], shape)
+        dim = _partition_dim(parameter)
+        yield name, full if dim is None else mapping.shard(full, dim, size)[rank]
+
+
+def load_theta(model: nn.Module, directory: Path, family: Family, shape: ModelShape) -> None:
+    """Copy an HF checkpoint into the live weights (cast to their dtype). Raises CheckpointError."""
+    mine = base_parameters(model)
+    with torch.no_grad():
+        for name, tensor in read_theta(model, directory, family, shape):
+            if tensor.shape != mine[name].shape:
+                raise CheckpointError(f"{name}: {tuple(tensor.shape)} does not fit {tuple(mine[name].shape)}")
+            mine[name].copy_(tensor)
+
+
+def _partition_dim(parameter: Tensor) -> int | None:
+    """Dimension along which tensor parallelism splits this parameter; None if it is replicated."""
+    split = getattr(parameter, "tensor_model_parallel", False) and mpu.get_tensor_model_parallel_world_size() > 1
+    return parameter.partition_dim if split else None
+
+
+def gather(tensor: Tensor, parameter: Tensor, mapping: Plain) -> Tensor:
+    """The full tensor, on every tensor rank, from this rank's shard; `parameter` says how it is split."""
+    dim = _partition_dim(parameter)
+    if dim is None:
+        return tensor
+    shards = [torch.empty_like(tensor) for _ in range(mpu.get_tensor_model_parallel_world_size())]
+    dist.all_gather(shards, tensor.contiguous(), group=mpu.get_tensor_model_parallel_group())
+    return mapping.unshard(shards, dim)
+
+
+def theta_tensors(
+    model: nn.Module, values: dict[str, Tensor], family: Family, shape: ModelShape
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (HF name, full tensor on CPU) of the parameters that this pipeline stage owns.
+
+    Collective over tensor ranks. `values`: this rank's tensors by global name (masters, or live weights).
+    """
+    mine = base_parameters(model)
+    for mapping in family.mappings(shape):
+        if mapping.mcore in mine:
+            full = gather(values[mapping.mcore].detach(), mine[mapping.mcore], mapping)
+            for name, part in zip(mapping.hf, mapping.split(full, shape), strict=True):
+                yield name, part.cpu()
+
+
+def write_hf(
+    target: Path,
+    source: Path,
+    tensors: Iterator[tuple[str, Tensor]],
+    dtype: torch.dtype | None = None,
+    finish: Callable[[Path], None] | None = None,
+) -> None:
+    """Write an HF checkpoint: `tensors` in safetensors shards, config, tokenizer and chat template from `source`.
+
+    Called by all ranks (the iterator may be collective); tensor rank 0 of data rank 0 of each pipeline stage writes
+    its shards, rank 0 the index. The directory appears under its name only when it is complete.
+    """
+    writer = mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_data_parallel_rank() == 0
+    stage, stages = mpu.get_pipeline_model_parallel_rank(), mpu.get_pipeline_model_parallel_world_size()
+    with atomic_directory(target) as directory:
+        pending: dict[str, Tensor] = {}
+        size = count = 0
+        weight_map: dict[str, str] = {}
+        total = 0
+
+        def flush() -> None:
+            nonlocal size, count
+            if pending and writer:
+                name = f"model-{stage + 1:03d}-of-{stages:03d}-{count:05d}.safetensors"
+                save_file(pending, directory / name, metadata={"format": "pt"})
+                weight_map.update(dict.fromkeys(pending, name))
+            pending.clear()
+            size, count = 0, count + 1
+
+        for name, tensor in tensors:
+            if not writer:
+                continue
+            tensor = (tensor if dtype is None else tensor.to(dtype)).contiguous().clone()
+            if size + tensor.nbytes > _SHARD_BYTES:
+                flush()
+            pending[name] = tensor
+            size += tensor.nbytes
+            total += tensor.nbytes
+        flush()
+        maps: list[tuple[dict[str, str], int]] = [({}, 0)] * dist.get_world_size()
+        dist.all_gather_object(maps, (weight_map, total))
+        if dist.get_rank() == 0:
+            merged = {k: v for m, _ in maps for k, v in m.items()}
+            if len(set(merged.values())) == 1:
+                (directory / next(iter(merged.values()))).rename(directory / "model.safetensors")
+            else:
+                index = {"metadata": {"total_size": sum(t for _, t in maps)}, "weight_map": merged}
+                (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+            config = json.loads((source / "config.json").read_text())
+            if dtype is not None:
+                config.pop("torch_dtype", None)
+                config["dtype"] = str(dtype).removeprefix("torch.")
+            (directory / "config.json").write_text(json.dumps(config, indent=2))
+            for companion in _COMPANIONS:
+                if (source / companion).is_file():
+                    shutil.copy(source / companion, directory / companion)
+            if finish is not None:
+                finish(directory)

@@ -1,0 +1,150 @@
+"""Run a job in this process, in the processes that its layout needs on this machine, or in torchrun's.
+
+No scheduler of our own: on several nodes torchrun starts the ranks and each of them comes here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bridge_mcore.config.load import dump_config
+from bridge_mcore.config.replay import ReplayOptions
+from bridge_mcore.config.schema import Config, Parallel
+from bridge_mcore.errors import BridgeError
+
+_GRACE_S = 60.0  # for the other ranks, once one has ended badly or a stop was asked for
+
+
+def world_size(parallel: Parallel) -> int:
+    """Processes that a layout needs (a data size that is not given counts as 1)."""
+    return parallel.tensor * parallel.pipeline * parallel.context * (parallel.data or 1)
+
+
+def joined() -> bool:
+    """True in a process that torchrun (or the launcher below) started."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def _die_with_parent() -> None:
+    """Linux: the kernel kills this child if the launcher dies, even by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def launch(count: int, arguments: list[str], threads: int) -> None:
+    """Start `count` ranks of ``python -m bridge_mcore.launch.worker ARGUMENTS`` and wait for them.
+
+    SIGTERM and Ctrl-C are passed on, so that ranks can write a checkpoint. When one rank fails the others are ended.
+    Raises BridgeError with the first failing rank's exit code.
+    """
+    from bridge_mcore.platform.ports import free_port
+
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(count),
+        "OMP_NUM_THREADS": str(threads),
+    }
+    command = [sys.executable, "-m", "bridge_mcore.launch.worker", *arguments]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**environment, "RANK": str(r), "LOCAL_RANK": str(r)},
+            preexec_fn=_die_with_parent,
+            start_new_session=True,
+        )
+        for r in range(count)
+    ]
+    stopping = False
+
+    def forward(signum: int, _frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(signum)
+
+    previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        failed = _wait(ranks)
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)
+    if failed is not None:
+        index, code = failed
+        reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if code in (2, 3) or stopping:  # the rank has said why
+            raise SystemExit(code if code > 0 else 128 - code)
+        raise BridgeError(f"rank {index} of {count} {reason}; the other ranks were ended")
+
+
+def _wait(ranks: list[subprocess.Popen]) -> tuple[int, int] | None:
+    """(rank, exit code) of the first rank that failed, after all have ended; None if none did."""
+    failed: tuple[int, int] | None = None
+    deadline = float("inf")
+    while any(rank.poll() is None for rank in ranks):
+        for index, rank in enumerate(ranks):
+            code = rank.poll()
+            if failed is None and code not in (None, 0):
+                failed, deadline = (index, code), time.monotonic() + _GRACE_S
+                for other in ranks:
+                    if other.poll() is None:
+                        other.terminate()
+        if time.monotonic() > deadline:
+            for rank in ranks:
+                if rank.poll() is None:
+                    rank.kill()
+        time.sleep(0.05)
+    if failed is None:
+        failed = next(((i, r.returncode) for i, r in enumerate(ranks) if r.returncode != 0), None)
+    return failed
+
+
+def _run(parallel: Parallel, threads: int, here: Callable[[], None], arguments: list[str]) -> None:
+    count = world_size(parallel)
+    if joined() or count == 1:
+        here()
+    else:
+        launch(count, arguments, threads)
+
+
+def run_training(config: Config) -> None:
+    """`bridge-mcore train` with a checked config."""
+
+    def here() -> None:
+        from bridge_mcore.training.loop import train
+
+        train(config)
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "config.yaml"
+        path.write_text(dump_config(config))
+        _run(config.parallel, config.run.threads, here, ["train", str(path)])
+
+
+def run_replay(options: ReplayOptions) -> None:
+    """`bridge-mcore replay` with checked options."""
+
+    def here() -> None:
+        from bridge_mcore.training.replay import replay
+
+        replay(options)
+
+    arguments = ["replay", str(options.source), str(options.target), "--dtype", options.dtype]
+    arguments += ["--device", options.device, "--overwrite"]
+    if options.micro_batch_size is not None:
+        arguments += ["--micro-batch-size", str(options.micro_batch_size)]
+    p = options.parallel
+    for name, size in (("tp", p.tensor), ("pp", p.pipeline), ("cp", p.context), ("dp", p.data), ("ep", p.expert)):
+        arguments += [f"--{name}", str(size or 1)]
+    arguments += ["--sp" if p.sequence else "--no-sp"]
+    _run(p, 1, here, arguments)

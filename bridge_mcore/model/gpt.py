@@ -1,0 +1,185 @@
+"""The policy: a Megatron-Core GPTModel that returns token log-probabilities, or next-token logits while decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state as mpu
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
+)
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from bridge_mcore.config.schema import Parallel
+from bridge_mcore.model.attention import CoreAttention, KVCache, RMSNorm
+from bridge_mcore.model.families.base import ModelShape
+from bridge_mcore.model.logprobs import token_logprobs
+
+
+class PolicyModel(GPTModel):
+    """GPTModel with rotary positions per token, chunked log-probabilities and a decoding cache."""
+
+    shape: ModelShape
+    logprob_chunk: int
+
+    def rotary(self, length: int, position_ids: Tensor | None, device: torch.device) -> Tensor:
+        """Rotary angles [s, 1 or b, 1, head_dim]; position_ids [b, s], or None for 0 … length-1 in every row."""
+        inv_freq = self.inv_freq.to(device)
+        if position_ids is None:
+            position_ids = torch.arange(length, device=device)[None]
+        angles = position_ids.t().float()[..., None, None] * inv_freq
+        return torch.cat([angles, angles], -1)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+        inverse_temperature: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """One pass over tokens [b, s].
+
+        With `labels` [b, s]: returns [2, b, s], log-probabilities of the labels and entropies, computed only where
+        `mask` [b, s] is True (0 elsewhere), at temperature 1/`inverse_temperature` [b, s]. Without: returns fp32
+        logits of the last position [b, vocab]. On a pipeline stage that is not the last: hidden states.
+        """
+        hidden = self.embedding(tokens, position_ids) if self.pre_process else None
+        angles = self.rotary(tokens.shape[1], position_ids, tokens.device)
+        hidden = self.decoder(hidden_states=hidden, attention_mask=attention_mask, rotary_pos_emb=angles)
+        if not self.post_process:
+            return hidden
+        weight = self.shared_embedding_or_output_weight() if self.shape.tied else self.output_layer.weight
+        if self.config.sequence_parallel:
+            # The backward of token_logprobs already sums over tensor ranks, so this gather must not sum again.
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+        if labels is None:
+            logits = gather_from_tensor_model_parallel_region(F.linear(hidden[-1], weight))
+            return logits[:, : self.shape.vocab_size].float()
+        flat = hidden.transpose(0, 1).flatten(0, 1)
+        selected = None if mask is None else mask.flatten().nonzero()[:, 0]
+        targets = labels.flatten()
+        inverse = None if inverse_temperature is None else inverse_temperature.flatten()
+        if selected is not None:
+            flat, targets = flat[selected], targets[selected]
+            inverse = None if inverse is None else inverse[selected]
+        logprobs, entropy = token_logprobs(
+            flat,
+            weight,
+            targets,
+            inverse,
+            vocab_size=self.shape.vocab_size,
+            group=mpu.get_tensor_model_parallel_group(),
+            chunk=self.logprob_chunk,
+        )
+        out = torch.stack([logprobs, entropy])
+        if selected is not None:
+            out = out.new_zeros(2, labels.numel()).index_copy(1, selected, out)
+        return out.view(2, *labels.shape)
+
+    @contextmanager
+    def decoding(self, cache: KVCache) -> Iterator[None]:
+        """Attention reads and writes `cache` inside this context."""
+        cores = [m for m in self.modules() if isinstance(m, CoreAttention)]
+        for core in cores:
+            core.cache = cache
+        try:
+            yield
+        finally:
+            for core in cores:
+                core.cache = None
+
+
+def transformer_config(
+    shape: ModelShape, parallel: Parallel, dtype: torch.dtype, cpu: bool, recompute: str = "none"
+) -> TransformerConfig:
+    """Megatron's configuration of a decoder of this shape and layout; fusions that need CUDA kernels are off."""
+    recomputation = (
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        if recompute == "full"
+        else {}
+    )
+    return TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden_size,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.kv_heads,
+        kv_channels=shape.head_dim,
+        ffn_hidden_size=shape.intermediate_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        qk_layernorm=shape.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        sequence_parallel=parallel.sequence,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        use_cpu_initialization=cpu,
+        perform_initialization=False,
+        masked_softmax_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",
+        # Each component of the loss is already divided by its global token count (DESIGN idea 4), so Megatron must
+        # neither average over micro-batches nor over data-parallel ranks.
+        calculate_per_token_loss=True,
+        deallocate_pipeline_outputs=True,
+        batch_p2p_comm=not cpu,
+        **recomputation,
+    )
+
+
+def build_model(
+    shape: ModelShape,
+    parallel: Parallel,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    logprob_chunk: int = 1024,
+    recompute: str = "none",
+) -> PolicyModel:
+    """This rank's part of a decoder with uninitialised weights; load them with `checkpoint.hf.load_weights`."""
+    config = transformer_config(shape, parallel, dtype, device.type == "cpu", recompute)
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=shape.qk_norm)
+    parts = layer.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    attention = parts.self_attention.submodules
+    attention.core_attention = CoreAttention
+    if shape.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    block = TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+    model = PolicyModel(
+        config,
+        block,
+        vocab_size=shape.vocab_size + (-shape.vocab_size % parallel.tensor),
+        max_sequence_length=shape.max_positions,
+        pre_process=mpu.is_pipeline_first_stage(),
+        post_process=mpu.is_pipeline_last_stage(),
+        position_embedding_type="none",  # rotary angles come from PolicyModel.rotary
+        share_embeddings_and_output_weights=shape.tied,
+    )
+    model.shape = shape
+    model.logprob_chunk = logprob_chunk
+    model.inv_freq = shape.rope.inverse_frequencies(shape.head_dim).to(device)
+    return model.to(device)

@@ -1,0 +1,189 @@
+"""LoRA weights w on Megatron's linear layers (Hu et al., 2021), sharded as their host layers are.
+
+Megatron fuses q, k, v and gate, up. An adapter here is kept per HF projection (A and B of its own for q, for k, …), so
+that it is exactly a PEFT adapter: one shared A for a fused layer would be another model with other gradients.
+
+Tensor parallelism: a column-parallel host splits B's rows, a row-parallel one A's columns. Whatever is not split is
+replicated and gets the same gradient on every rank: by the adjoint collectives below, or, under sequence parallelism
+(each rank sees a part of the sequence), by the all-reduce that Megatron does for parameters marked `sequence_parallel`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor, nn
+
+from bridge_mcore.config.schema import LORA_HOSTS
+from bridge_mcore.model.families.base import ModelShape
+
+#: Megatron module path inside a layer, by host name.
+HOST_PATHS = {
+    "linear_qkv": "self_attention.linear_qkv",
+    "linear_proj": "self_attention.linear_proj",
+    "linear_fc1": "mlp.linear_fc1",
+    "linear_fc2": "mlp.linear_fc2",
+}
+#: HF module path inside a layer, by projection.
+HF_PATHS = {
+    **{p: f"self_attn.{p}" for p in ("q_proj", "k_proj", "v_proj", "o_proj")},
+    **{p: f"mlp.{p}" for p in ("gate_proj", "up_proj", "down_proj")},
+}
+ROW_PARALLEL = ("linear_proj", "linear_fc2")
+
+
+@dataclass(frozen=True)
+class LoRAShape:
+    """Rank, scaling and the HF projections that carry an adapter."""
+
+    rank: int
+    alpha: float
+    projections: tuple[str, ...]
+    rank_stabilised: bool = False  # PEFT's use_rslora
+
+    @property
+    def scale(self) -> float:
+        """Factor of B A: α/r, or α/√r when rank-stabilised."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+
+
+def expand_targets(targets: list[str]) -> tuple[str, ...]:
+    """HF projections meant by `targets`, each of which is a Megatron linear or an HF projection."""
+    wanted = {p for target in targets for p in LORA_HOSTS.get(target, (target,))}
+    return tuple(p for projections in LORA_HOSTS.values() for p in projections if p in wanted)
+
+
+def projection_sizes(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """(in, out) features of each HF projection."""
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    h, ffn = shape.hidden_size, shape.intermediate_size
+    sizes = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
+    return {**sizes, "gate_proj": (h, ffn), "up_proj": (h, ffn), "down_proj": (ffn, h)}
+
+
+class LoRA(nn.Module):
+    """Adapters of one host linear: the list of (A [r, in], B [out, r]) of the projections that it fuses."""
+
+    def __init__(self, host: str, lora: LoRAShape, shape: ModelShape, config: TransformerConfig) -> None:
+        super().__init__()
+        self.row_parallel = host in ROW_PARALLEL
+        self.sequence_parallel = config.sequence_parallel
+        self.scale = lora.scale
+        self.enabled = True
+        self.fused = LORA_HOSTS[host]
+        self.projections = [p for p in self.fused if p in lora.projections]
+        tp = config.tensor_model_parallel_size
+        sizes = projection_sizes(shape)
+        # Local widths of every projection that the host fuses, adapted or not: their order makes the output.
+        self.widths = [sizes[p][1] // (1 if self.row_parallel else tp) for p in self.fused]
+        self.groups = shape.kv_heads // tp if host == "linear_qkv" else 1
+        self.A = nn.ParameterDict()
+        self.B = nn.ParameterDict()
+        for p in self.projections:
+            n_in, n_out = sizes[p]
+            a = nn.Parameter(torch.empty(lora.rank, n_in // tp if self.row_parallel else n_in))
+            b = nn.Parameter(torch.zeros(n_out if self.row_parallel else n_out // tp, lora.rank))
+            self.A[p], self.B[p] = a, b
+            split, replicated = (a, b) if self.row_parallel else (b, a)
+            set_tensor_model_parallel_attributes(split, True, 1 if self.row_parallel else 0, 1)
+            replicated.sequence_parallel = self.sequence_parallel
+            for parameter in (a, b):
+                parameter.is_adapter = True
+
+    def initialise(self, generator: torch.Generator, tensor_rank: int, tensor_size: int) -> None:
+        """A ~ U(±1/√in) (Kaiming with a = √5, as peft does), B = 0: the adapter starts as the identity.
+
+        Every rank draws the full A from the same generator and keeps its part, so that the layout does not matter.
+        """
+        for p in self.projections:
+            a = self.A[p]
+            n_in = a.shape[1] * (tensor_size if self.row_parallel else 1)
+            full = torch.empty(a.shape[0], n_in).uniform_(-1, 1, generator=generator) / math.sqrt(n_in)
+            part = full.chunk(tensor_size, 1)[tensor_rank] if self.row_parallel else full
+            with torch.no_grad():
+                a.copy_(part)
+                self.B[p].zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the adapters add to the host's output. x: the host's input [s, b, in]."""
+        outputs: list[Tensor | None] = []
+        for p in self.fused:
+            if p not in self.A:
+                outputs.append(None)
+                continue
+            low = F.linear(x, self.A[p].to(x.dtype))
+            if self.row_parallel:
+                reduce = (
+                    reduce_scatter_to_sequence_parallel_region
+                    if self.sequence_parallel
+                    else reduce_from_tensor_model_parallel_region
+                )
+                low = reduce(low)
+            elif self.sequence_parallel:
+                # Gathering r features instead of the whole hidden state costs next to nothing.
+                low = gather_from_sequence_parallel_region(low, tensor_parallel_output_grad=True)
+            else:
+                low = copy_to_tensor_model_parallel_region(low)
+            outputs.append(F.linear(low, self.B[p].to(x.dtype)))
+        if len(outputs) == 1:
+            return outputs[0] * self.scale
+        like = next(o for o in outputs if o is not None)
+        parts = [
+            (like.new_zeros(*like.shape[:-1], width) if o is None else o).unflatten(-1, (self.groups, -1))
+            for o, width in zip(outputs, self.widths, strict=True)
+        ]
+        # For qkv: per key-value group [q…, k, v], as Megatron lays out linear_qkv. For fc1: [gate, up].
+        return torch.cat(parts, -1).flatten(-2) * self.scale
+
+
+def _add_adapter(host: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]) -> object:
+    if not host.lora.enabled:
+        return None
+    return (output[0] + host.lora(inputs[0]), *output[1:])
+
+
+def attach_lora(model: nn.Module, lora: LoRAShape, shape: ModelShape, seed: int) -> None:
+    """Give every targeted linear of a GPTModel chunk its adapters; they are initialised with B = 0.
+
+    The same seed gives the same global A whatever the layout, because each layer seeds its own generator.
+    """
+    config = model.config
+    from megatron.core import parallel_state as mpu
+
+    rank, size = mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size()
+    for layer in model.decoder.layers:
+        for index, (host, projections) in enumerate(LORA_HOSTS.items()):
+            if not set(projections) & set(lora.projections):
+                continue
+            module = layer.get_submodule(HOST_PATHS[host])
+            module.lora = LoRA(host, lora, shape, config)
+            # layer_number counts from 1 over the whole model, not over this pipeline stage.
+            generator = torch.Generator().manual_seed((seed << 20) + layer.layer_number * 16 + index)
+            module.lora.initialise(generator, rank, size)
+            module.register_forward_hook(_add_adapter)
+
+
+@contextmanager
+def adapters_disabled(model: nn.Module) -> Iterator[None]:
+    """Run the model as θ alone, without w (as the reference policy is)."""
+    modules = [m for m in model.modules() if isinstance(m, LoRA)]
+    for m in modules:
+        m.enabled = False
+    try:
+        yield
+    finally:
+        for m in modules:
+            m.enabled = True

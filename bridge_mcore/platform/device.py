@@ -1,0 +1,67 @@
+"""The one place that knows which device the process runs on, and with which kernels.
+
+The device is an explicit choice (`device: cpu | cuda`), never a guess: the CPU can be chosen on a GPU machine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from bridge_mcore.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What the rest of the code may ask about the hardware."""
+
+    device: torch.device
+    backend: str  # of torch.distributed: gloo, or nccl (RCCL under ROCm)
+    kind: str  # cpu | cuda | rocm
+
+    def synchronize(self) -> None:
+        """Wait for queued kernels, so that a clock read afterwards is right."""
+        if self.kind != "cpu":
+            torch.cuda.synchronize()
+
+    def memory_gib(self) -> float:
+        """Peak memory of this process, GiB: device memory allocated, or resident memory on CPU."""
+        if self.kind != "cpu":
+            return torch.cuda.max_memory_allocated() / 2**30
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    def kernels(self) -> dict[str, bool]:
+        """Optional fused-kernel packages that are importable; PyTorch's own kernels are used where they are not."""
+        packages = {"transformer_engine": "transformer_engine", "apex": "apex", "flash_attn": "flash_attn"}
+        return {name: importlib.util.find_spec(package) is not None for name, package in packages.items()}
+
+
+def setup_device(device: str, threads: int = 1) -> Platform:
+    """Prepare this process for `device` ("cpu" or "cuda"); call it once, before a model is built.
+
+    Raises ConfigError if CUDA is asked for and not there.
+    """
+    # Megatron and torch warn about features that are switched off here on purpose.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(megatron|torch)\..*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(megatron|torch)\..*")
+    if device == "cpu":
+        from bridge_mcore.platform import cpu
+
+        torch.set_num_threads(threads)
+        cpu.install()
+        return Platform(torch.device("cpu"), "gloo", "cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("device: cuda was chosen, but torch sees no GPU; say device=cpu, or install torch for CUDA/ROCm")
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    if index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"local rank {index} has no GPU: this host shows {torch.cuda.device_count()}; start fewer processes per node"
+        )
+    torch.cuda.set_device(index)
+    return Platform(torch.device("cuda", index), "nccl", "rocm" if torch.version.hip else "cuda")

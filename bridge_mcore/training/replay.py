@@ -1,0 +1,173 @@
+"""`bridge-mcore replay`: exactly one BRIDGE iteration (Algorithm 2) from a saved case, and writing such cases.
+
+It is how a bad step is reproduced and how correctness is checked from outside: the same build, passes and optimizer
+as in training, with everything that varies read from files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import yaml
+
+from bridge_mcore.checkpoint import peft
+from bridge_mcore.checkpoint.atomic import atomic_directory
+from bridge_mcore.config import schema
+from bridge_mcore.config.replay import ReplayOptions, ReplaySettings, read_batch, read_settings
+from bridge_mcore.methods.base import THETA_HAT
+from bridge_mcore.methods.bridge import Bridge
+from bridge_mcore.platform.device import setup_device
+from bridge_mcore.platform.distributed import process_groups
+from bridge_mcore.training.batch import RL, Sample
+from bridge_mcore.training.passes import PassRunner
+from bridge_mcore.training.policy import Policy, build_policy
+from bridge_mcore.training.step import Updater
+
+#: replay's names of the metrics (the issue's), from the step's
+_METRICS = {
+    "j_sft": "j_sft", "j_rl": "j_rl", "j_rl_auxiliary": "j_rl_auxiliary", "gain": "gain", "kl": "kl",
+    "clip_fraction": "clip_fraction", "entropy": "entropy",
+    **{f"grad_norm_{g}": f"grad_norm_{g}" for g in ("theta", "theta_hat", "w")},
+    **{f"update_l2_{g}": f"update_norm_{g}" for g in ("theta", "theta_hat", "w")},
+}  # fmt: skip
+
+
+def replay_config(settings: ReplaySettings, options: ReplayOptions) -> schema.Config:
+    """The run configuration that a case's settings stand for."""
+    return schema.Config(
+        device=options.device,
+        model=schema.Model(dtype=options.dtype),
+        method=schema.Method(name="bridge", lam=settings.lam),
+        objective=schema.Objective(clip_range=settings.clip_range, kl_coefficient=settings.kl_coefficient),
+        optimizer=schema.Optimizer(
+            alpha=settings.alpha,
+            beta=settings.beta,
+            gradient_clip=settings.gradient_clip,
+            **settings.optimizer.model_dump(),
+        ),
+        parallel=options.parallel,
+    )
+
+
+def replay(options: ReplayOptions) -> None:
+    """Run the case on this rank of the layout; rank 0 writes metrics.json and prints them."""
+    settings = read_settings(options.source / "settings.yaml")
+    batch = read_batch(options.source / "batch.jsonl")
+    config = replay_config(settings, options)
+    platform = setup_device(options.device)
+    with process_groups(platform, options.parallel, seed=0) as layout:
+        policy = build_policy(
+            config,
+            platform,
+            options.source / "model",
+            adapter=True,
+            auxiliary=True,
+            reference=settings.kl_coefficient > 0,
+            adapter_path=options.source / "adapter",
+        )
+        if (options.source / "auxiliary").is_dir():
+            policy.load_slot(THETA_HAT, options.source / "auxiliary")
+        samples = [
+            Sample(s.kind, s.tokens, s.prompt_length, s.advantage or 0.0, s.behaviour_logprobs) for s in batch
+        ]
+        check_tokens(samples, policy.shape.vocab_size, options.source / "batch.jsonl")
+        samples = samples[layout.data_rank :: layout.data]
+        runner = PassRunner(policy, config.objective, config.training.max_tokens_per_microbatch, options.micro_batch_size)
+        if options.micro_batch_size is not None:  # then rows are what is asked for, however long
+            runner.max_tokens = 2**62
+        updater = Updater(policy, runner, config.auxiliary)
+        updater.fill_reference(samples)
+        beta = config.optimizer.beta or config.optimizer.alpha
+        metrics = updater.update(Bridge(config).passes(0), samples, config.optimizer.alpha, beta)
+        report = {name: _number(metrics[key]) for name, key in _METRICS.items() if key in metrics}
+        with atomic_directory(options.target) as target:
+            write_weights(policy, target)
+            if layout.is_main:
+                (target / "metrics.json").write_text(json.dumps(report, indent=2))
+        if layout.is_main:
+            print(json.dumps(report, indent=2))
+            print(f"updated θ, θ̂ and w: {options.target}")
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def check_tokens(samples: Sequence[Sample], vocab_size: int, path: Path) -> None:
+    """Raise DataError for a token id that the model does not have."""
+    from bridge_mcore.errors import DataError
+
+    for line, sample in enumerate(samples, 1):
+        if max(sample.tokens) >= vocab_size:
+            raise DataError(f"{path}:{line}: token {max(sample.tokens)} is outside the model's vocabulary of {vocab_size}")
+
+
+def write_weights(policy: Policy, directory: Path) -> None:
+    """Write model/ (θ), auxiliary/ (θ̂) and adapter/ (w), fp32. Collective."""
+    import torch
+
+    policy.export_theta(directory / "model", dtype=torch.float32)
+    if THETA_HAT in policy.slots:
+        policy.export_theta(directory / "auxiliary", THETA_HAT, dtype=torch.float32)
+    if policy.lora is None:
+        return
+    tensors = policy.adapter_tensors()
+    parts: list[dict[str, Any]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(parts, tensors)
+    if dist.get_rank() == 0:
+        merged = {k: v for part in parts for k, v in part.items()}
+        peft.write_adapter(directory / "adapter", merged, policy.lora, "../model")
+
+
+def save_case(
+    directory: Path, policy: Policy, samples: Sequence[Sample], config: schema.Config, lam: float, alpha: float, beta: float
+) -> None:
+    """Write the current weights and this step's batch as a case that `replay` runs. Collective.
+
+    The case has fresh optimizer state, as replay has: with AdamW its update is the step's direction, not its size.
+    """
+    gathered: list[list[Sample]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(gathered, list(samples))
+    settings = {
+        "lam": lam, "alpha": alpha, "beta": beta,
+        "optimizer": config.optimizer.model_dump(
+            include={"name", "betas", "eps", "weight_decay", "weight_decay_1d"}, mode="json"
+        ),
+        "clip_range": config.objective.model_dump(mode="json")["clip_range"],
+        "kl_coefficient": config.objective.kl_coefficient, "kl_estimator": "k3", "reference": "model",
+        "loss_aggregation": "token_mean", "gradient_clip": config.optimizer.gradient_clip,
+    }  # fmt: skip
+    model_ranks = dist.get_world_size() // _data_size()
+    with atomic_directory(directory) as target:
+        write_weights(policy, target)
+        if dist.get_rank() == 0:
+            (target / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+            # The ranks of one replica hold the same samples: take each replica's once.
+            replicas = {_fingerprint(part): part for part in gathered} if model_ranks > 1 else dict(enumerate(gathered))
+            with open(target / "batch.jsonl", "w") as out:
+                for part in replicas.values():
+                    for sample in part:
+                        out.write(json.dumps(_row(sample)) + "\n")
+
+
+def _data_size() -> int:
+    from megatron.core import parallel_state as mpu
+
+    return mpu.get_data_parallel_world_size()
+
+
+def _fingerprint(samples: Sequence[Sample]) -> str:
+    return json.dumps([_row(s) for s in samples])
+
+
+def _row(sample: Sample) -> dict[str, Any]:
+    row: dict[str, Any] = {"kind": sample.component, "tokens": list(sample.tokens), "prompt_length": sample.prompt_length}
+    if sample.component == RL:
+        row["advantage"] = sample.advantage
+        row["behaviour_logprobs"] = [float(x) for x in sample.behaviour or []]
+    return row

@@ -1,0 +1,117 @@
+"""One update: the method's passes over one batch, and the optimizer steps that they ask for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from bridge_mcore.config import schema
+from bridge_mcore.errors import TrainingError
+from bridge_mcore.methods.base import THETA, THETA_HAT, Pass, W
+from bridge_mcore.slots.optimizer import ADAPTER, BASE, Stepped
+from bridge_mcore.training.batch import RL, Sample
+from bridge_mcore.training.passes import PassRunner
+from bridge_mcore.training.policy import REFERENCE, Policy
+
+
+class Updater:
+    """Runs pass lists. Holds between passes only what w has received so far (adapters are small)."""
+
+    def __init__(self, policy: Policy, runner: PassRunner, auxiliary: schema.Auxiliary) -> None:
+        self.policy = policy
+        self.runner = runner
+        self.auxiliary = auxiliary
+        self.held: list[torch.Tensor] | None = None
+
+    def update(
+        self,
+        passes: Sequence[Pass],
+        samples: Sequence[Sample],
+        alpha: float,
+        beta: float,
+        own: Sequence[Sample] | None = None,
+    ) -> dict[str, float]:
+        """One iteration. All gradients are of the values at its start, unless a pass list steps in between.
+
+        Args:
+            samples: this data-parallel rank's traces and rollouts.
+            alpha, beta: learning rates of θ and θ̂, and of w.
+            own: rollouts of π(θ̂, w) itself, for `auxiliary.rollouts: own`.
+        Returns:
+            metrics of the step. Raises TrainingError, before any weight has changed by this pass, for NaN.
+        """
+        policy = self.policy
+        policy.optimizer.set_rates(alpha, beta)
+        metrics: dict[str, float] = {}
+        for index, p in enumerate(passes):
+            policy.optimizer.release_gradients()
+            if p.start_from is not None:
+                assert p.start_from == THETA
+                policy.slots[p.slot].copy_live()
+            batch = self._samples_of(p, samples, own)
+            with policy.live(p.slot):
+                computed = self.runner.run(batch, p.objective)
+                self._check(computed, p, index)
+                policy.optimizer.gather_gradients()
+                self._receive(p)
+                if p.slot in p.update:
+                    self._record(metrics, p.slot, self._step_base(p, alpha))
+            if W in p.update:
+                self._record(metrics, W, policy.optimizer.step(ADAPTER))
+            self._collect(metrics, p, computed)
+        policy.optimizer.release_gradients()
+        if "j_rl" in metrics and "j_rl_auxiliary" in metrics:
+            metrics["gain"] = metrics["j_rl"] - metrics["j_rl_auxiliary"]
+        return metrics
+
+    def fill_reference(self, samples: Sequence[Sample]) -> None:
+        """Take the reference policy's log-probabilities of the rollouts, if the KL term needs them."""
+        if REFERENCE in self.policy.slots:
+            with self.policy.live(REFERENCE):
+                self.runner.fill_reference([s for s in samples if s.component == RL])
+
+    def _samples_of(self, p: Pass, samples: Sequence[Sample], own: Sequence[Sample] | None) -> list[Sample]:
+        if p.slot == THETA:
+            return list(samples)
+        chosen = samples if own is None else own
+        return [s for s in chosen if s.component in p.components()]
+
+    def _step_base(self, p: Pass, alpha: float) -> Stepped:
+        if p.slot == THETA_HAT and self.auxiliary.optimizer == "sgd":
+            return self.policy.optimizer.ascend(alpha)
+        return self.policy.optimizer.step(BASE)
+
+    def _receive(self, p: Pass) -> None:
+        """Scale this pass's gradients by its `into` factors; add up what w receives until it steps."""
+        pairs = self.policy.optimizer.pairs
+        if p.slot in p.update and p.into.get(p.slot, 0.0) != 1.0:
+            torch._foreach_mul_([m.grad for m, _ in pairs[BASE]], p.into.get(p.slot, 0.0))
+        adapters = [m.grad for m, _ in pairs[ADAPTER]]
+        if not adapters or W not in p.into:
+            return
+        if p.into[W] != 1.0:
+            torch._foreach_mul_(adapters, p.into[W])
+        if self.held is not None:
+            torch._foreach_add_(adapters, self.held)
+        self.held = None if W in p.update else [g.clone() for g in adapters]
+
+    @staticmethod
+    def _record(metrics: dict[str, float], group: str, stepped: Stepped) -> None:
+        metrics[f"grad_norm_{group}"] = stepped.grad_norm
+        metrics[f"update_norm_{group}"] = stepped.update_norm
+
+    def _check(self, computed: dict[str, float], p: Pass, index: int) -> None:
+        bad = [f"J_{c.upper()} = {computed[f'j_{c}']}" for c in p.components() if not math.isfinite(computed[f"j_{c}"])]
+        if bad:
+            raise TrainingError(f"pass {index + 1} (slot {p.slot}): {', '.join(bad)} is not finite")
+
+    @staticmethod
+    def _collect(metrics: dict[str, float], p: Pass, computed: dict[str, float]) -> None:
+        if p.slot == THETA_HAT:
+            # With lookahead the last θ̂ pass is the one at θ̂; an earlier one was at θ.
+            metrics["j_rl_auxiliary"] = computed["j_rl"]
+            return
+        finite = {k: v for k, v in computed.items() if not math.isnan(v) and k != "surrogate"}
+        metrics.update(finite)

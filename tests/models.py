@@ -1,0 +1,48 @@
+"""Tiny HF models with nothing trivial in them, for comparisons with transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers
+
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def tiny_hf(kind: str, seed: int = 0, vocab: int = 120, layers: int = 2) -> transformers.PreTrainedModel:
+    """A random float32 model: kind is qwen2, qwen2_untied, llama, llama_scaled or qwen3."""
+    torch.manual_seed(seed)
+    common = {
+        "vocab_size": vocab, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "tie_word_embeddings": kind != "qwen2_untied", "rms_norm_eps": 1e-6, "initializer_range": 0.1,
+    }  # fmt: skip
+    if kind.startswith("qwen2"):
+        config = transformers.Qwen2Config(**common, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+        model = transformers.Qwen2ForCausalLM(config)
+    elif kind == "qwen3":
+        config = transformers.Qwen3Config(**common, head_dim=32, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+        model = transformers.Qwen3ForCausalLM(config)
+    else:
+        rope = LLAMA3 if kind == "llama_scaled" else {"rope_type": "default", "rope_theta": 1e4}
+        config = transformers.LlamaConfig(**common, rope_parameters=rope)
+        model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 1:
+                p.add_(torch.randn_like(p) * 0.1)
+    return model.float().eval()
+
+
+KINDS = ("qwen2", "qwen2_untied", "llama", "llama_scaled", "qwen3")
+
+
+def save_tiny(kind: str, directory: Path, **options: int) -> transformers.PreTrainedModel:
+    """Write a tiny model to `directory` and return it."""
+    model = tiny_hf(kind, **options)
+    model.save_pretrained(directory)
+    return model
