@@ -75,7 +75,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     if main:
         shutil.rmtree(temporary, ignore_errors=True)
     full = isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or (shared is not None and "No space left" in shared):
+    if full or "No space left" in f"{failure} {shared}":  # safetensors reports it as text
         raise TrainingError(
             f"the disk is full: {target} was not written, and what was saved before is untouched; free some space"
         ) from failure

@@ -42,14 +42,29 @@ class Platform:
         return {name: importlib.util.find_spec(package) is not None for name, package in packages.items()}
 
 
+    def describe(self) -> str:
+        """One line for the start of a run: device, versions, and which fused kernels were found."""
+        import megatron.core
+
+        name = "CPU" if self.kind == "cpu" else torch.cuda.get_device_name(self.device)
+        found = [k for k, there in self.kernels().items() if there and self.kind != "cpu"]
+        kernels = f"fused kernels: {', '.join(found)}" if found else "PyTorch's kernels"
+        return f"{name}, {self.backend}, torch {torch.__version__}, megatron-core {megatron.core.__version__}, {kernels}"
+
+
+def quieten() -> None:
+    """Silence what Megatron and torch warn about and `Platform.describe` says once; call it before importing them."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for category in (UserWarning, FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"(megatron|torch)\b.*")
+
+
 def setup_device(device: str, threads: int = 1) -> Platform:
     """Prepare this process for `device` ("cpu" or "cuda"); call it once, before a model is built.
 
     Raises ConfigError if CUDA is asked for and not there.
     """
-    # Megatron and torch warn about features that are switched off here on purpose.
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(megatron|torch)\..*")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(megatron|torch)\..*")
+    quieten()
     if device == "cpu":
         from bridge_mcore.platform import cpu
 

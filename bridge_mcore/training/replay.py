@@ -1,4 +1,4 @@
-"""`bridge-mcore replay`: exactly one BRIDGE iteration (Algorithm 2) from a saved case, and writing such cases.
+"""`bridge-mcore replay`: exactly one BRIDGE iteration (Algorithm 2) from a saved case.
 
 It is how a bad step is reproduced and how correctness is checked from outside: the same build, passes and optimizer
 as in training, with everything that varies read from files.
@@ -10,12 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch.distributed as dist
-import yaml
-
-from bridge_mcore.checkpoint import peft
 from bridge_mcore.checkpoint.atomic import atomic_directory
 from bridge_mcore.config import schema
 from bridge_mcore.config.replay import ReplayOptions, ReplaySettings, read_batch, read_settings
@@ -23,9 +18,10 @@ from bridge_mcore.methods.base import THETA_HAT
 from bridge_mcore.methods.bridge import Bridge
 from bridge_mcore.platform.device import setup_device
 from bridge_mcore.platform.distributed import process_groups
-from bridge_mcore.training.batch import RL, Sample
+from bridge_mcore.training.batch import Sample
+from bridge_mcore.training.case import write_weights
 from bridge_mcore.training.passes import PassRunner
-from bridge_mcore.training.policy import Policy, build_policy
+from bridge_mcore.training.policy import build_policy
 from bridge_mcore.training.step import Updater
 
 #: replay's names of the metrics (the issue's), from the step's
@@ -105,69 +101,3 @@ def check_tokens(samples: Sequence[Sample], vocab_size: int, path: Path) -> None
     for line, sample in enumerate(samples, 1):
         if max(sample.tokens) >= vocab_size:
             raise DataError(f"{path}:{line}: token {max(sample.tokens)} is outside the model's vocabulary of {vocab_size}")
-
-
-def write_weights(policy: Policy, directory: Path) -> None:
-    """Write model/ (θ), auxiliary/ (θ̂) and adapter/ (w), fp32. Collective."""
-    import torch
-
-    policy.export_theta(directory / "model", dtype=torch.float32)
-    if THETA_HAT in policy.slots:
-        policy.export_theta(directory / "auxiliary", THETA_HAT, dtype=torch.float32)
-    if policy.lora is None:
-        return
-    tensors = policy.adapter_tensors()
-    parts: list[dict[str, Any]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(parts, tensors)
-    if dist.get_rank() == 0:
-        merged = {k: v for part in parts for k, v in part.items()}
-        peft.write_adapter(directory / "adapter", merged, policy.lora, "../model")
-
-
-def save_case(
-    directory: Path, policy: Policy, samples: Sequence[Sample], config: schema.Config, lam: float, alpha: float, beta: float
-) -> None:
-    """Write the current weights and this step's batch as a case that `replay` runs. Collective.
-
-    The case has fresh optimizer state, as replay has: with AdamW its update is the step's direction, not its size.
-    """
-    gathered: list[list[Sample]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(gathered, list(samples))
-    settings = {
-        "lam": lam, "alpha": alpha, "beta": beta,
-        "optimizer": config.optimizer.model_dump(
-            include={"name", "betas", "eps", "weight_decay", "weight_decay_1d"}, mode="json"
-        ),
-        "clip_range": config.objective.model_dump(mode="json")["clip_range"],
-        "kl_coefficient": config.objective.kl_coefficient, "kl_estimator": "k3", "reference": "model",
-        "loss_aggregation": "token_mean", "gradient_clip": config.optimizer.gradient_clip,
-    }  # fmt: skip
-    model_ranks = dist.get_world_size() // _data_size()
-    with atomic_directory(directory) as target:
-        write_weights(policy, target)
-        if dist.get_rank() == 0:
-            (target / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-            # The ranks of one replica hold the same samples: take each replica's once.
-            replicas = {_fingerprint(part): part for part in gathered} if model_ranks > 1 else dict(enumerate(gathered))
-            with open(target / "batch.jsonl", "w") as out:
-                for part in replicas.values():
-                    for sample in part:
-                        out.write(json.dumps(_row(sample)) + "\n")
-
-
-def _data_size() -> int:
-    from megatron.core import parallel_state as mpu
-
-    return mpu.get_data_parallel_world_size()
-
-
-def _fingerprint(samples: Sequence[Sample]) -> str:
-    return json.dumps([_row(s) for s in samples])
-
-
-def _row(sample: Sample) -> dict[str, Any]:
-    row: dict[str, Any] = {"kind": sample.component, "tokens": list(sample.tokens), "prompt_length": sample.prompt_length}
-    if sample.component == RL:
-        row["advantage"] = sample.advantage
-        row["behaviour_logprobs"] = [float(x) for x in sample.behaviour or []]
-    return row

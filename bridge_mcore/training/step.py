@@ -19,10 +19,13 @@ from bridge_mcore.training.policy import REFERENCE, Policy
 class Updater:
     """Runs pass lists. Holds between passes only what w has received so far (adapters are small)."""
 
-    def __init__(self, policy: Policy, runner: PassRunner, auxiliary: schema.Auxiliary) -> None:
+    def __init__(
+        self, policy: Policy, runner: PassRunner, auxiliary: schema.Auxiliary, max_logprob_gap: float | None = None
+    ) -> None:
         self.policy = policy
         self.runner = runner
         self.auxiliary = auxiliary
+        self.max_logprob_gap = max_logprob_gap
         self.held: list[torch.Tensor] | None = None
 
     def update(
@@ -45,6 +48,8 @@ class Updater:
         policy = self.policy
         policy.optimizer.set_rates(alpha, beta)
         metrics: dict[str, float] = {}
+        # Only before θ's first step of the iteration must the engine and the trainer agree.
+        self.first_theta = next((i for i, p in enumerate(passes) if p.slot == THETA), -1)
         for index, p in enumerate(passes):
             policy.optimizer.release_gradients()
             if p.start_from is not None:
@@ -105,7 +110,14 @@ class Updater:
     def _check(self, computed: dict[str, float], p: Pass, index: int) -> None:
         bad = [f"J_{c.upper()} = {computed[f'j_{c}']}" for c in p.components() if not math.isfinite(computed[f"j_{c}"])]
         if bad:
-            raise TrainingError(f"pass {index + 1} (slot {p.slot}): {', '.join(bad)} is not finite")
+            raise TrainingError(f"pass {index + 1} (slot {p.slot}): {', '.join(bad)}, which is not finite")
+        gap = computed["logprob_gap_mean"]
+        if p.slot == THETA and index == self.first_theta and self.max_logprob_gap is not None and gap > self.max_logprob_gap:
+            raise TrainingError(
+                f"the engine's log-probabilities differ from the trainer's by {gap:.3g} on average (at most "
+                f"{computed['logprob_gap_max']:.3g}); rollouts do not come from the policy that is trained. If this is "
+                f"expected (bf16, another kernel), raise rollout.max_logprob_gap (now {self.max_logprob_gap})"
+            )
 
     @staticmethod
     def _collect(metrics: dict[str, float], p: Pass, computed: dict[str, float]) -> None:

@@ -1,0 +1,224 @@
+"""What a configuration that is right key by key can still get wrong: contradictions, and files that are not there.
+
+Each check is a generator of sentences that name the keys, their values and what to change; :func:`check_config` puts
+them all into one error. Nothing here imports torch or transformers: a wrong configuration is refused at once. What
+the chosen method does not use is not judged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from bridge_mcore.config.data_checks import data_problems, evaluates, template_problems, uses_rl
+from bridge_mcore.config.load import raise_problems
+from bridge_mcore.config.model_files import (
+    Sizes,
+    adapter_problems,
+    directory_sizes,
+    generated_sizes,
+    model_problems,
+)
+from bridge_mcore.config.nearest import nearest
+from bridge_mcore.config.schema import RESUME_WORDS, Config, Parallel, Schedule
+
+
+def check_config(config: Config) -> None:
+    """Raises one ConfigError that lists every contradiction and everything missing."""
+    sizes = _sizes(config)
+    problems = [
+        *_model(config),
+        *data_problems(config),
+        *template_problems(config),
+        *_method(config),
+        *_objective(config),
+        *_lengths(config, sizes),
+        *_engine(config),
+        *parallel_problems(config.parallel, sizes),
+        *_run(config),
+    ]
+    raise_problems(problems, "the configuration contradicts itself or lacks something")
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+def _sizes(config: Config) -> Sizes:
+    if config.model.generated is not None:
+        return generated_sizes(config.model.generated)
+    return Sizes("the model") if config.model.path is None else directory_sizes(config.model.path)
+
+
+def _model(config: Config) -> Iterator[str]:
+    model = config.model
+    if model.path is None and model.generated is None:
+        yield (
+            "there is no model: set model.path to an HF checkpoint directory (config.json, *.safetensors, tokenizer), "
+            "or model.generated={} for a small one made on the spot"
+        )
+    if model.path is not None and model.generated is not None:
+        yield f"model.path = {model.path} and model.generated are both set; set one of them to null"
+    elif model.path is not None:
+        yield from model_problems(model.path, "model.path")
+    if (spec := model.generated) is not None:
+        if spec.heads % spec.kv_heads:
+            yield (
+                f"model.generated.kv_heads = {spec.kv_heads} does not divide model.generated.heads = {spec.heads}; "
+                "change one of them"
+            )
+        if spec.head_dim % 2:
+            yield f"model.generated.head_dim = {spec.head_dim} is odd; rotary embeddings need an even one"
+    if config.adapter.path is not None:
+        yield from adapter_problems(config.adapter.path, "adapter.path", config.adapter.rank, config.adapter.alpha)
+
+
+# --- method and objective --------------------------------------------------------------------------------------------
+
+
+def _method(config: Config) -> Iterator[str]:
+    method, steps = config.method, config.training.steps
+    if method.name == "bridge":
+        yield from _lam(method.lam)
+        if config.auxiliary.mode == "lookahead" and config.auxiliary.rollouts == "own":
+            yield (
+                "auxiliary.mode = lookahead and auxiliary.rollouts = own do not go together (θ̂ is made anew from "
+                "the shared rollouts): choose mode persistent, or rollouts shared"
+            )
+    if method.name == "cold_start":
+        if method.sft_steps is not None and method.sft_steps >= steps:
+            yield (
+                f"method.sft_steps = {method.sft_steps} leaves no RL steps of training.steps = {steps}: "
+                "lower it, or raise training.steps"
+            )
+        elif steps < 2:
+            yield "method.name = cold_start needs training.steps of at least 2: SFT, then RL"
+    optimizer = config.optimizer
+    if optimizer.schedule != "constant" and optimizer.warmup_steps >= steps:
+        yield (
+            f"optimizer.warmup_steps = {optimizer.warmup_steps} leaves nothing of training.steps = {steps} for "
+            f"optimizer.schedule = {optimizer.schedule}: lower it"
+        )
+
+
+def _lam(lam: float | Schedule) -> Iterator[str]:
+    if not isinstance(lam, Schedule):
+        return  # its range is checked by its type
+    needed = ("value",) if lam.kind == "constant" else ("start", "end")
+    for name in ("value", "start", "end"):
+        value = getattr(lam, name)
+        if name in needed and value is None:
+            yield f"method.lam.{name} is missing: a {lam.kind} schedule needs {' and '.join(needed)}"
+        elif name not in needed and value is not None:
+            mend = "set method.lam.kind to linear or cosine" if lam.kind == "constant" else "use start and end"
+            yield f"method.lam.{name} = {value:g} means nothing in a {lam.kind} schedule: remove it, or {mend}"
+        elif value is not None and not 0 <= value <= 1:
+            yield f"method.lam.{name} = {value:g}: λ must be in [0, 1]"
+
+
+def _objective(config: Config) -> Iterator[str]:
+    if not uses_rl(config):
+        return
+    if config.rollout.samples_per_prompt == 1:
+        yield (
+            "rollout.samples_per_prompt = 1: advantages compare the samples of one prompt, so a single one never gives "
+            "a signal; use at least 2"
+        )
+    reward = config.reward
+    if reward.correct <= reward.incorrect:
+        yield (
+            f"reward.correct = {reward.correct:g} must be greater than reward.incorrect = {reward.incorrect:g}: "
+            "otherwise wrong answers are learnt, or nothing"
+        )
+
+
+# --- lengths, engine, layout, run ------------------------------------------------------------------------------------
+
+
+def _lengths(config: Config, sizes: Sizes) -> Iterator[str]:
+    context, longest = sizes.context, config.training.max_length
+    if context is not None and longest is not None and longest > context:
+        yield (
+            f"training.max_length = {longest} is more than the model's context of {context} tokens: "
+            f"set it to at most {context}, or to null"
+        )
+    limits = [("the model's context", context)]
+    new_tokens = []
+    if uses_rl(config):
+        new_tokens.append(("rollout.max_new_tokens", config.rollout.max_new_tokens))
+        limits.append(("training.max_length", longest))
+    if evaluates(config):
+        own = config.evaluation.max_new_tokens
+        key = "rollout.max_new_tokens" if own is None else "evaluation.max_new_tokens"
+        new_tokens.append((key, config.rollout.max_new_tokens if own is None else own))
+    for key, tokens in dict.fromkeys(new_tokens):
+        for name, limit in limits:
+            if name == "training.max_length" and key != "rollout.max_new_tokens":
+                continue  # what is evaluated is not trained on
+            if limit is not None and tokens >= limit:
+                yield (
+                    f"{key} = {tokens} leaves no room for a prompt in {name} of {limit} tokens: "
+                    f"lower it below {limit}, by the length of the longest prompt"
+                )
+
+
+def _engine(config: Config) -> Iterator[str]:
+    if not (uses_rl(config) or evaluates(config)):
+        return
+    engine, pipeline = config.rollout.engine, config.parallel.pipeline
+    if engine != "embedded":
+        yield f"rollout.engine = {engine} is not available in this version; use embedded"
+    elif pipeline > 1:
+        yield (
+            f"parallel.pipeline = {pipeline}: the embedded engine cannot generate over pipeline stages; set it to 1 "
+            f"and use parallel.tensor={pipeline} (method sft without evaluation can run over stages)"
+        )
+
+
+def parallel_problems(parallel: Parallel, sizes: Sizes) -> Iterator[str]:
+    """Layouts that do not exist yet, and sizes of the model that the layout does not divide."""
+    for name in ("context", "expert"):
+        if (size := getattr(parallel, name)) > 1:
+            yield (
+                f"parallel.{name} = {size} is not available in this version; tensor, pipeline, data and sequence "
+                f"parallelism are: set parallel.{name}=1"
+            )
+    if parallel.sequence and parallel.tensor == 1:
+        yield "parallel.sequence = true needs parallel.tensor > 1, whose processes share the sequence: set one of them"
+    divided = (
+        ("tensor", "attention heads", sizes.heads),
+        ("tensor", "key-value heads", sizes.kv_heads),
+        ("tensor", "intermediate size", sizes.intermediate_size),
+        ("pipeline", "layers", sizes.layers),
+    )
+    for name, what, size in divided:
+        parts = getattr(parallel, name)
+        if size is not None and size % parts:
+            possible = ", ".join(str(n) for n in range(1, min(size, 64) + 1) if size % n == 0)
+            yield (
+                f"parallel.{name} = {parts} does not divide the {what} of {sizes.origin} ({size}); possible: {possible}"
+            )
+
+
+def _run(config: Config) -> Iterator[str]:
+    directory, resume = config.run.directory, config.run.resume
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        yield f"run.directory = {directory}: {existing} is a file; choose another directory"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield f"run.directory = {directory}: no permission to write in {existing}; choose another directory"
+    if resume == "never":
+        if holds_run(directory):
+            yield (
+                f"run.directory = {directory} holds a run already: set run.resume=auto to go on with it, "
+                "or another run.directory"
+            )
+    elif resume not in RESUME_WORDS and not Path(resume).is_dir():
+        words = ", ".join(RESUME_WORDS)
+        yield f"run.resume = {resume} is no checkpoint directory{nearest(resume, RESUME_WORDS)}: give one, or {words}"
+
+
+def holds_run(directory: Path) -> bool:
+    """Whether a run has written here."""
+    checkpoints = directory / "checkpoints"
+    return (directory / "metrics.jsonl").exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))

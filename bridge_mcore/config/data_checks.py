@@ -1,0 +1,116 @@
+"""Checks of the data that a configuration names: what the method needs, whether it is there, whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bridge_mcore.config.model_files import has_chat_template
+from bridge_mcore.config.schema import Config, DataSource
+
+RL_METHODS = ("bridge", "rl_zero", "cold_start")
+SFT_METHODS = ("bridge", "sft", "cold_start")
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+def uses_rl(config: Config) -> bool:
+    return config.method.name in RL_METHODS
+
+
+def uses_sft(config: Config) -> bool:
+    return config.method.name in SFT_METHODS
+
+
+def evaluates(config: Config) -> bool:
+    wanted = config.evaluation.before or config.evaluation.after or config.evaluation.every > 0
+    return bool(config.data.evaluation) and wanted
+
+
+def _used_sources(config: Config) -> dict[str, DataSource]:
+    """The data sources that the method reads, by key; SFT without a source of its own reads the RL one's traces."""
+    data = config.data
+    used = {}
+    if data.rl is not None and (uses_rl(config) or (uses_sft(config) and data.sft is None)):
+        used["data.rl"] = data.rl
+    if data.sft is not None and uses_sft(config):
+        used["data.sft"] = data.sft
+    if evaluates(config):
+        used |= {f"data.evaluation.{i}": source for i, source in enumerate(data.evaluation)}
+    return used
+
+
+def data_problems(config: Config) -> Iterator[str]:
+    """Sources that the method needs and lacks, and what is wrong with those that it reads."""
+    data, name = config.data, config.method.name
+    if uses_rl(config) and data.rl is None:
+        yield f"method.name = {name} needs prompts with verifiable answers: set data.rl (path, dataset or task)"
+    if uses_sft(config) and data.sft is None:
+        source = data.rl
+        if source is None:
+            yield f"method.name = {name} needs expert traces: set data.sft (path, dataset or task)"
+        elif source.format == "fields" and source.task is None and source.trace_field is None:
+            yield (
+                f"method.name = {name} needs expert traces, and data.rl has none (format fields without trace_field): "
+                "set data.sft, or data.rl.trace_field"
+            )
+    if config.evaluation.every > 0 and not data.evaluation:
+        every = config.evaluation.every
+        yield f"evaluation.every = {every}, but data.evaluation is empty: add a source there, or set it to 0"
+    for key, source in _used_sources(config).items():
+        yield from _source(key, source)
+    sft = data.sft
+    if uses_sft(config) and sft is not None and sft.format == "fields" and not sft.task and not sft.trace_field:
+        yield "data.sft.format = fields without data.sft.trace_field: name the column that holds the traces"
+
+
+def _source(key: str, source: DataSource) -> Iterator[str]:
+    given = [name for name in ("path", "dataset", "task") if getattr(source, name) is not None]
+    if len(given) != 1:
+        found = f"{' and '.join(given)} are set" if given else "none is"
+        yield f"{key} needs exactly one of path (a file), dataset (a Hugging Face id) and task (generated); {found}"
+        return
+    if source.path is not None:
+        yield from file_problems(source.path, f"{key}.path")
+    elif source.task is not None and source.split not in ("train", "test"):
+        yield f"{key}.split = {source.split}: a generated task has the splits train and test"
+    for name in ("dataset_config", "dataset_revision"):
+        if source.dataset is None and getattr(source, name) is not None:
+            yield f"{key}.{name} is set, but {key}.dataset is not; remove it"
+    if source.task is None and source.format == "fields":
+        missing = [name for name in ("prompt_field", "answer_field") if getattr(source, name) is None]
+        if missing:
+            yield f"{key}.format = fields needs {' and '.join(f'{key}.{name}' for name in missing)}"
+
+
+def file_problems(path: Path, key: str) -> Iterator[str]:
+    """What keeps a data file from being read."""
+    if path.suffix not in DATA_SUFFIXES:
+        yield f"{key} = {path}: only {', '.join(DATA_SUFFIXES)} files can be read; give one of those"
+    elif not path.is_file():
+        what = "is a directory; name one file in it" if path.is_dir() else f"does not exist (in {Path.cwd()})"
+        yield f"{key} = {path} {what}"
+    elif path.stat().st_size == 0:
+        yield f"{key} = {path} is empty; at least one problem is needed"
+
+
+def template_problems(config: Config) -> Iterator[str]:
+    """Templates that the model's tokenizer cannot serve."""
+    template, used = config.data.template, _used_sources(config)
+    if not used:
+        return
+    if config.data.system_prompt is not None and template in ("plain", "abel"):
+        yield f"data.system_prompt is set, but data.template = {template} has no place for it; use chat or qwen-boxed"
+    if config.model.generated is not None:
+        for key, source in used.items():
+            if source.task is None:
+                yield (
+                    f"model.generated knows only the words of a generated task, and {key} is none: set {key}.task, "
+                    "or train a model from model.path"
+                )
+        if template != "plain":
+            yield f"data.template = {template} does not suit model.generated, which reads bare problems: set plain"
+    elif template == "chat" and config.model.path is not None and not has_chat_template(config.model.path):
+        yield (
+            f"data.template = chat, but the tokenizer in {config.model.path} has no chat template; set data.template "
+            "to plain, abel or qwen-boxed, or take an instruction-tuned model"
+        )

@@ -1,0 +1,156 @@
+"""What the files of a model directory say, judged without loading a tensor: enough to refuse what cannot be trained.
+
+The model room reads config.json again, in full, and refuses what it cannot express; here only sizes that other keys
+must agree with are taken from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge_mcore.config.schema import GeneratedModel
+
+_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+_CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a model that a layout must divide or a length must fit into; None where config.json does not say."""
+
+    origin: str
+    layers: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    intermediate_size: int | None = None
+    context: int | None = None
+    vocabulary: int | None = None
+
+
+def generated_sizes(spec: GeneratedModel) -> Sizes:
+    return Sizes(
+        origin="model.generated",
+        layers=spec.layers,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        intermediate_size=spec.intermediate_size,
+        context=spec.max_positions,
+    )
+
+
+def directory_sizes(directory: Path) -> Sizes:
+    """The sizes in config.json; empty ones if it cannot be read (:func:`model_problems` reports that)."""
+    config = _read_json(directory / "config.json")
+    if not isinstance(config, dict):
+        config = {}
+
+    def size(name: str) -> int | None:
+        value = config.get(name)
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+    heads = size("num_attention_heads")
+    return Sizes(
+        origin=str(directory / "config.json"),
+        layers=size("num_hidden_layers"),
+        heads=heads,
+        kv_heads=size("num_key_value_heads") or heads,
+        intermediate_size=size("intermediate_size"),
+        context=size("max_position_embeddings"),
+        vocabulary=size("vocab_size"),
+    )
+
+
+def model_problems(directory: Path, key: str, tokenizer: bool = True) -> Iterator[str]:
+    """What keeps `directory` from being an HF checkpoint that can be read; `key` is what the user called it."""
+    if not directory.is_dir():
+        what = "is a file; give the directory that holds it" if directory.exists() else "does not exist"
+        hint = "" if directory.exists() else _hub_hint(directory)
+        yield f"{key} = {directory} {what}{hint}"
+        return
+    config = _read_json(directory / "config.json")
+    if isinstance(config, str):
+        yield f"{key} = {directory}: {config}"
+    elif not isinstance(config, dict) or not config.get("model_type"):
+        adapter = (directory / "adapter_config.json").is_file()
+        hint = "; it is an adapter: give its base model here and the adapter as adapter.path" if adapter else ""
+        yield f"{key} = {directory}: config.json does not say a model_type, so this is no HF checkpoint{hint}"
+    yield from weight_problems(directory, key, "model")
+    if tokenizer and not _has_tokenizer(directory):
+        names = " or ".join(" with ".join(names) for names in _TOKENIZERS)
+        yield f"{key} = {directory} has no tokenizer ({names}); copy the files of the model's tokenizer there"
+
+
+def adapter_problems(directory: Path, key: str, rank: int | None = None, alpha: float | None = None) -> Iterator[str]:
+    """As :func:`model_problems`, for a PEFT LoRA adapter; `rank` and `alpha` are what the configuration says."""
+    if not directory.is_dir():
+        yield f"{key} = {directory} is not a directory; give the one that holds adapter_config.json"
+        return
+    config = _read_json(directory / "adapter_config.json")
+    if isinstance(config, dict):
+        for name, field, wanted in (("adapter.rank", "r", rank), ("adapter.alpha", "lora_alpha", alpha)):
+            if wanted is not None and config.get(field) not in (None, wanted):
+                found = config[field]
+                yield f"{name} = {wanted:g}, but the adapter in {directory} has {field} = {found}; set {name}={found}"
+    else:
+        yield f"{key} = {directory}: {config or 'adapter_config.json is not an object'}; is it a PEFT adapter?"
+    yield from weight_problems(directory, key, "adapter_model")
+
+
+def weight_problems(directory: Path, key: str, stem: str) -> Iterator[str]:
+    """Missing safetensors files: the only one, or some that the index names."""
+    index = directory / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        content = _read_json(index)
+        weight_map = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(weight_map, dict):
+            yield f"{key} = {directory}: {index.name} is damaged; fetch it again"
+            return
+        names = {str(name) for name in weight_map.values()}
+        missing = sorted(name for name in names if not (directory / name).is_file())
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            listed = ", ".join(missing[:3]) + more
+            yield f"{key} = {directory} lacks {listed}, which {index.name} names; fetch the rest of the checkpoint"
+    elif not (directory / f"{stem}.safetensors").is_file():
+        pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
+        if pickles:
+            yield (
+                f"{key} = {directory} holds {pickles[0]} but no {stem}.safetensors; pickles are never loaded: convert "
+                "it to safetensors (save_pretrained of transformers), where you trust the file"
+            )
+        else:
+            yield f"{key} = {directory} has no weights: neither {stem}.safetensors nor {index.name}"
+
+
+def has_chat_template(directory: Path) -> bool:
+    """Whether the tokenizer in a model directory brings a chat template; True if that cannot be told."""
+    if any((directory / name).exists() for name in _CHAT_TEMPLATES):
+        return True
+    config = _read_json(directory / "tokenizer_config.json")
+    return not isinstance(config, dict) or bool(config.get("chat_template"))
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any(all((directory / name).is_file() for name in names) for names in _TOKENIZERS)
+
+
+def _hub_hint(directory: Path) -> str:
+    """`Qwen/Qwen2.5-0.5B` is a hub id, which the trainer does not fetch by itself."""
+    if directory.is_absolute() or len(directory.parts) != 2:
+        return ""
+    return f"; if it is a Hugging Face id, fetch it first: hf download {directory} --local-dir {directory}"
+
+
+def _read_json(path: Path) -> Any:
+    """The content, or a text that says why there is none."""
+    if not path.is_file():
+        return f"there is no {path.name}"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        return f"{path.name} cannot be read ({error})"

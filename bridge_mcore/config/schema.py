@@ -1,0 +1,299 @@
+"""The configuration of a run: typed, closed (no unknown keys), documented key by key.
+
+Nothing heavy is imported, so that a config is checked before torch is loaded. Units are in the descriptions; the
+defaults are the paper's where the paper gives one (PAPER.md section 4.1).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from bridge_mcore.config.nearest import nearest
+from bridge_mcore.config.types import (
+    Allowed,
+    Betas,
+    ClipRange,
+    Device,
+    DType,
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    SizeRange,
+    Template,
+    UserPath,
+    expanded,
+)
+
+#: LoRA targets by Megatron module, and the HF projections that each one fuses.
+LORA_HOSTS = {
+    "linear_qkv": ("q_proj", "k_proj", "v_proj"),
+    "linear_proj": ("o_proj",),
+    "linear_fc1": ("gate_proj", "up_proj"),
+    "linear_fc2": ("down_proj",),
+}
+LORA_PROJECTIONS = tuple(p for projections in LORA_HOSTS.values() for p in projections)
+
+METHODS = ("bridge", "rl_zero", "sft", "cold_start")
+RESUME_WORDS = ("never", "auto", "restart")
+
+
+class Run(Section):
+    directory: UserPath = Field(Path("runs/run"), description="where everything the run writes goes")
+    seed: int = Field(0, ge=0, description="seeds initialisation, shuffling and sampling")
+    resume: Annotated[str, Allowed("never | auto | restart | a path")] = Field(
+        "never",
+        description="never: refuse a directory that holds a run; auto: go on from its newest checkpoint, or start; "
+        "restart: keep the old run as NAME.old-N and start anew; or the path of one checkpoint",
+    )
+    threads: PositiveInt = Field(1, description="CPU threads per process (OMP_NUM_THREADS)")
+
+    @field_validator("resume")
+    @classmethod
+    def _expanded(cls, resume: str) -> str:
+        return resume if resume in RESUME_WORDS else str(expanded(resume))
+
+
+class WarmStart(Section):
+    """Plain SFT that makes a generated model able to start: it stands for pre-training."""
+
+    steps: int = Field(300, ge=0, description="optimizer steps; 0 leaves the weights random")
+    batch_size: PositiveInt = Field(128, description="sequences of one step")
+    learning_rate: PositiveFloat = Field(3e-3, description="largest learning rate of its AdamW")
+    difficulty: SizeRange = Field((2, 5), description="smallest and largest task size it is shown")
+
+
+class GeneratedModel(Section):
+    """A small model made on the spot, so that a first run needs no download."""
+
+    architecture: Literal["qwen2", "qwen3", "llama"] = Field("qwen2", description="HF model family")
+    hidden_size: PositiveInt = Field(64, description="width of the residual stream")
+    intermediate_size: PositiveInt = Field(256, description="width of the MLP")
+    layers: PositiveInt = Field(2, description="transformer layers")
+    heads: PositiveInt = Field(2, description="attention heads")
+    kv_heads: PositiveInt = Field(2, description="key-value heads (grouped-query attention); divides heads")
+    head_dim: PositiveInt = Field(32, description="width of one head, even; SGLang and vLLM want at least 32 on CPU")
+    max_positions: PositiveInt = Field(512, description="context length, tokens")
+    tied: bool = Field(True, description="input and output embeddings are one matrix")
+    warm_start: WarmStart = Field(WarmStart(), description="SFT that stands for pre-training")
+
+
+class Model(Section):
+    path: UserPath | None = Field(None, description="HF checkpoint directory (config.json, safetensors, tokenizer)")
+    generated: GeneratedModel | None = Field(None, description="make a small model instead of reading one")
+    dtype: DType = Field("float32", description="dtype of the live weights")
+    logprob_chunk_tokens: PositiveInt = Field(
+        1024, description="tokens whose whole-vocabulary logits are held at once (fp32) for log-probabilities"
+    )
+    recompute: Literal["none", "full"] = Field("none", description="activation recomputation")
+
+
+class Adapter(Section):
+    """LoRA weights w of the augmented model [theta, w]."""
+
+    rank: PositiveInt = Field(16, description="rank r of BA")
+    alpha: PositiveFloat = Field(16.0, description="LoRA scale: the adapter adds (alpha / rank) BA")
+    targets: list[str] = Field(
+        list(LORA_HOSTS), description="Megatron linears (linear_qkv, …) and/or HF projections (q_proj, …)"
+    )
+    path: UserPath | None = Field(None, description="start from this PEFT LoRA adapter instead of B = 0")
+
+    @field_validator("targets")
+    @classmethod
+    def _known_targets(cls, targets: list[str]) -> list[str]:
+        known = [*LORA_HOSTS, *LORA_PROJECTIONS]
+        for target in targets:
+            if target not in known:
+                raise ValueError(f"unknown LoRA target '{target}'; choose from {', '.join(known)}")
+        if not targets:
+            raise ValueError("at least one LoRA target is needed")
+        return targets
+
+
+class Schedule(Section):
+    """A value over steps: constant, or from `start` to `end` over `steps` (default: the whole run)."""
+
+    kind: Literal["constant", "linear", "cosine"] = Field("constant", description="shape over steps")
+    value: float | None = Field(None, description="of a constant schedule")
+    start: float | None = Field(None, description="first value of a linear or cosine schedule")
+    end: float | None = Field(None, description="last value of a linear or cosine schedule")
+    steps: PositiveInt | None = Field(None, description="steps from start to end (default: training.steps)")
+
+
+class Method(Section):
+    name: Annotated[str, Allowed(" | ".join(METHODS))] = Field(
+        "bridge",
+        description="bridge: Algorithm 2; rl_zero: RL alone; sft: SFT alone; cold_start: SFT, then RL",
+    )
+    lam: Fraction | Schedule = Field(0.5, description="λ, penalty weight of Eq. (7); a number or a schedule")
+    sft_steps: PositiveInt | None = Field(None, description="cold_start: steps of SFT before RL (default: half)")
+
+    @field_validator("name")
+    @classmethod
+    def _known_method(cls, name: str) -> str:
+        name = name.replace("-", "_").lower()
+        if name not in METHODS:
+            raise ValueError(f"unknown method '{name}'{nearest(name, METHODS)}; choose from {', '.join(METHODS)}")
+        return name
+
+
+class Auxiliary(Section):
+    """θ̂, the RL-only copy of θ."""
+
+    mode: Literal["persistent", "lookahead"] = Field(
+        "persistent", description="persistent: Algorithm 2, line 12; lookahead: one RL step ahead of θ, Eq. (10)"
+    )
+    rollouts: Literal["shared", "own"] = Field(
+        "shared", description="shared: π(θ, w)'s rollouts score both; own: π(θ̂, w) rolls out too"
+    )
+    optimizer: Literal["same", "sgd"] = Field("same", description="sgd keeps no moments for θ̂")
+
+
+class Objective(Section):
+    """J_RL: a clipped surrogate with group-relative advantages (GRPO), minus a KL term."""
+
+    clip_range: ClipRange = Field(0.2, description="ε, or (ε_low, ε_high)")
+    kl_coefficient: NonNegativeFloat = Field(0.001, description="weight of the KL to the reference; 0: no reference")
+    kl_estimator: Literal["k3"] = Field("k3", description="k3: exp(d) - d - 1 per token, d = log π_reference - log π")
+    advantage_std: bool = Field(True, description="divide group-centred rewards by their standard deviation (GRPO)")
+    loss_aggregation: Literal["token_mean"] = Field("token_mean", description="mean over the batch's response tokens")
+
+
+class Optimizer(Section):
+    name: Literal["adamw", "sgd"] = Field("adamw", description="of θ, θ̂ and w; adamw has decoupled weight decay")
+    alpha: PositiveFloat = Field(5e-7, description="learning rate α of θ and θ̂")
+    beta: PositiveFloat | None = Field(None, description="learning rate β of w (default: α)")
+    betas: Betas = Field((0.9, 0.95), description="AdamW's decay rates of the two moments")
+    eps: PositiveFloat = Field(1e-8, description="AdamW's ε")
+    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay of matrices")
+    weight_decay_1d: bool = Field(False, description="also decay norms and biases")
+    gradient_clip: PositiveFloat | None = Field(1.0, description="largest norm of each group's gradient (θ, θ̂, w)")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="decay of α and β to zero")
+    warmup_steps: int = Field(0, ge=0, description="steps over which α and β rise from zero")
+
+
+class Training(Section):
+    steps: PositiveInt = Field(100, description="iterations k of the algorithm")
+    prompts_per_step: PositiveInt = Field(64, description="RL prompts of one step, over all data-parallel ranks")
+    traces_per_step: PositiveInt | None = Field(None, description="SFT traces of one step (default: prompts_per_step)")
+    max_tokens_per_microbatch: PositiveInt = Field(8192, description="padded tokens of one micro-batch, per rank")
+    max_length: PositiveInt | None = Field(None, description="longest sequence, tokens (default: the model's context)")
+
+
+class Rollout(Section):
+    engine: Literal["embedded", "sglang", "vllm"] = Field("embedded", description="what generates the responses")
+    samples_per_prompt: PositiveInt = Field(5, description="group size")
+    max_new_tokens: PositiveInt = Field(3072, description="longest response, tokens")
+    temperature: PositiveFloat = Field(1.0, description="sampling temperature")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample from the smallest set of tokens with this probability")
+    batch_size: PositiveInt = Field(256, description="sequences that the embedded engine decodes together")
+    stop_token_ids: list[int] = Field([], description="besides the model's own end tokens")
+    max_logprob_gap: PositiveFloat | None = Field(
+        0.1, description="stop if engine and trainer differ by more than this in mean |log-probability|"
+    )
+
+
+class DataSource(Section):
+    """One set of problems. Exactly one of path, dataset, task says where they come from."""
+
+    path: UserPath | None = Field(None, description="a .jsonl, .json or .parquet file")
+    dataset: str | None = Field(None, description="a Hugging Face `datasets` id")
+    dataset_config: str | None = Field(None, description="configuration (subset) of the dataset")
+    dataset_revision: str | None = Field(None, description="branch, tag or commit of the dataset")
+    split: str = Field("train", description="split of the dataset; of a generated task: train or test")
+    task: Literal["running_sums"] | None = Field(None, description="a generated task")
+    difficulty: SizeRange = Field((4, 8), description="of a generated task: smallest and largest size")
+    size: PositiveInt = Field(1024, description="of a generated task: number of different problems")
+    seed: int = Field(0, description="of a generated task; whatever the seeds, no test problem is in a train split")
+    format: Literal["auto", "gsm8k", "math", "fields"] = Field("auto", description="how rows are read")
+    prompt_field: str | None = Field(None, description="key of a row that holds the problem")
+    answer_field: str | None = Field(None, description="key of a row that holds the right answer")
+    trace_field: str | None = Field(None, description="key of a row that holds the expert trace")
+    limit: PositiveInt | None = Field(None, description="use only the first rows")
+    bad_rows: Literal["error", "skip"] = Field(
+        "error", description="rows without a usable prompt or answer, and repeated rows, stop the run or are left out"
+    )
+    name: str | None = Field(None, description="what metrics call it")
+
+
+class Data(Section):
+    rl: DataSource | None = Field(None, description="prompts with verifiable answers")
+    sft: DataSource | None = Field(None, description="prompts with expert traces (default: the rl source's traces)")
+    evaluation: list[DataSource] = Field([], description="held-out problems")
+    template: Template = Field("chat", description="how a problem becomes a prompt")
+    system_prompt: str | None = Field(None, description="text that the template puts first")
+    overlong: Literal["error", "drop"] = Field(
+        "error", description="prompts and traces over the limit stop the run, or are dropped and counted"
+    )
+
+
+class Reward(Section):
+    verifier: Literal["math"] = Field("math", description="math: last \\boxed{} against the right answer")
+    correct: float = Field(1.0, description="reward of a correct response")
+    incorrect: float = Field(0.0, description="Eq. (3) has -1, the experiments 0")
+    workers: PositiveInt = Field(2, description="verifier processes")
+    cpu_seconds: PositiveFloat = Field(5.0, description="CPU time limit of one comparison")
+    wall_seconds: PositiveFloat = Field(60.0, description="wall-clock backstop of one comparison")
+    memory_gib: PositiveFloat = Field(2.0, description="address space limit of one verifier process")
+    on_failure: Literal["incorrect", "drop"] = Field(
+        "incorrect", description="reward of a time-out or crash; both are counted and logged"
+    )
+
+
+class Evaluation(Section):
+    every: int = Field(0, ge=0, description="steps between evaluations; 0: only before and after")
+    before: bool = Field(True, description="evaluate before the first step")
+    after: bool = Field(True, description="evaluate after the last step")
+    max_new_tokens: PositiveInt | None = Field(None, description="default: as in rollouts")
+    samples: int = Field(2, ge=0, description="answers printed before and after")
+
+
+class Checkpoint(Section):
+    every: int = Field(50, ge=0, description="steps between checkpoints; 0: only at the end")
+    keep: PositiveInt = Field(2, description="newest checkpoints kept")
+    export: bool = Field(True, description="write a merged HF checkpoint at the end")
+    export_adapter: bool = Field(True, description="also write the PEFT adapter and its base")
+
+
+class Parallel(Section):
+    tensor: PositiveInt = Field(1, description="processes that split each matrix")
+    pipeline: PositiveInt = Field(1, description="processes that split the layers")
+    context: PositiveInt = Field(1, description="processes that split each sequence (not in this version)")
+    expert: PositiveInt = Field(1, description="processes that split the experts (not in this version)")
+    data: PositiveInt | None = Field(None, description="default: 1, or under torchrun what the world size leaves")
+    sequence: bool = Field(False, description="sequence parallelism: split norms over the tensor-parallel processes")
+
+
+class Monitoring(Section):
+    tensorboard: bool = Field(True, description="write TensorBoard event files")
+    figure: bool = Field(True, description="draw figure.png at the end")
+
+
+class Debug(Section):
+    save_case_every: int = Field(0, ge=0, description="steps between saved `replay` cases; 0: only on NaN")
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: Run = Run()
+    device: Device = Field("cpu", description="where it runs; cuda is NVIDIA or AMD (ROCm)")
+    model: Model = Model()
+    adapter: Adapter = Adapter()
+    method: Method = Method()
+    auxiliary: Auxiliary = Auxiliary()
+    objective: Objective = Objective()
+    optimizer: Optimizer = Optimizer()
+    training: Training = Training()
+    rollout: Rollout = Rollout()
+    data: Data = Data()
+    reward: Reward = Reward()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    parallel: Parallel = Parallel()
+    monitoring: Monitoring = Monitoring()
+    debug: Debug = Debug()

@@ -1,0 +1,99 @@
+"""From problems to tokens within the context, and the check that a tokenizer belongs to its model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from bridge_mcore.config.schema import Data
+from bridge_mcore.data.problem import Problem
+from bridge_mcore.data.templates import EncodedTrace, PromptTemplate
+from bridge_mcore.errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
+_Encoded = TypeVar("_Encoded", "EncodedPrompt", EncodedTrace)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A problem and the token ids that the policy continues."""
+
+    problem: Problem
+    tokens: list[int]
+
+
+def encode_prompts(
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, data: Data, limit_tokens: int
+) -> list[EncodedPrompt]:
+    """Tokenize prompts in order; `limit_tokens` is the longest prompt that leaves room for a response.
+
+    A longer one is a DataError, or left out and logged with `data.overlong: drop`; all left out is a DataError too.
+    """
+    template = PromptTemplate(tokenizer, data.template, data.system_prompt)
+    encoded = (EncodedPrompt(problem, template.prompt(problem)) for problem in problems)
+    mend = "raise training.max_length (the model's context permitting) or lower rollout.max_new_tokens"
+    return _within(encoded, "prompt", limit_tokens, data.overlong, mend)
+
+
+def encode_traces(
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, data: Data, limit_tokens: int
+) -> list[EncodedTrace]:
+    """Tokenize prompts with their expert traces in order; `limit_tokens` is the longest whole sequence.
+
+    Raises DataError for a problem without a trace; too long ones are treated as in :func:`encode_prompts`.
+    """
+    template = PromptTemplate(tokenizer, data.template, data.system_prompt)
+    encoded = (template.trace(problem) for problem in problems)
+    mend = "raise training.max_length (the model's context permitting)"
+    return _within(encoded, "prompt and trace", limit_tokens, data.overlong, mend)
+
+
+def _within(encoded, what: str, limit: int, overlong: Literal["error", "drop"], mend: str) -> list[_Encoded]:
+    kept: list[_Encoded] = []
+    dropped: list[str] = []
+    for item in encoded:
+        if len(item.tokens) <= limit:
+            kept.append(item)
+            continue
+        text = f"{item.problem}: {what} of {len(item.tokens)} tokens, the limit is {limit}"
+        if overlong == "error":
+            raise DataError(f"{text}; {mend}, or set data.overlong: drop")
+        dropped.append(text)
+    if dropped and not kept:
+        raise DataError(f"every one of {len(dropped)} problems is over the limit ({dropped[0]}); {mend}")
+    if not kept:
+        raise DataError("there are no problems to encode; the data source is empty")
+    if dropped:
+        _log.warning("dropped %d of %d problems over the limit; the first: %s", len(dropped),
+                     len(dropped) + len(kept), dropped[0])  # fmt: skip
+    return kept
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Refuse a tokenizer that cannot be this model's. Models pad their vocabulary, so it may be larger, not smaller.
+
+    Raises CheckpointError if some token id has no row in the embedding, if most rows have no token (another model's
+    tokenizer), or if there is no end-of-sequence token.
+    """
+    name = f"the tokenizer {tokenizer.name_or_path}".rstrip()
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if largest >= vocab_size:
+        raise CheckpointError(
+            f"{name} does not match the model: its token '{token}' has id {largest}, the model's vocab_size is "
+            f"{vocab_size} (ids 0 to {vocab_size - 1}); use the tokenizer that came with the checkpoint"
+        )
+    if 2 * (largest + 1) < vocab_size:
+        raise CheckpointError(
+            f"{name} does not match the model: it has {largest + 1} ids, the model's vocab_size is {vocab_size}; "
+            "use the tokenizer that came with the checkpoint"
+        )
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(
+            f"{name} has no end-of-sequence token, so no response would ever end; set eos_token in "
+            "tokenizer_config.json"
+        )

@@ -1,0 +1,36 @@
+"""The unit of all data: one problem with a verifiable answer, and perhaps an expert's worked solution."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question, its gold answer and, where there is one, an expert trace.
+
+    Attributes:
+        id: 16 hexadecimal digits made from prompt and answer alone (:func:`problem_id`), so that records of different
+            runs, machines and files can be joined. Problems that differ only in their trace share an id.
+        prompt: the question as text, before any template.
+        answer: what the verifier compares with; never empty.
+        trace: the expert's worked solution as text, without template or end token; None where there is none.
+        source: name of the problem set (see :func:`bridge_mcore.data.problems.source_name`).
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    trace: str | None
+    source: str
+
+    def __str__(self) -> str:
+        """How error messages name a problem: id, set, and the first words of its question."""
+        words = " ".join(self.prompt.split())
+        return f"problem {self.id} of {self.source} ('{words[:60]}{'…' if len(words) > 60 else ''}')"
+
+
+def problem_id(prompt: str, answer: str) -> str:
+    """A stable id from the content. Raises UnicodeEncodeError for text that is not valid Unicode."""
+    return hashlib.sha256(f"{prompt}\0{answer}".encode()).hexdigest()[:16]

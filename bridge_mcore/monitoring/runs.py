@@ -1,0 +1,181 @@
+"""A run directory, read back: its config, metrics, evaluations and summary, finished or not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bridge_mcore.errors import DataError
+from bridge_mcore.monitoring.curves import ends
+from bridge_mcore.monitoring.metrics import (
+    EVALUATION_FILE,
+    METRICS_FILE,
+    RUN_DIRECTORY_HOLDS,
+    read_evaluations,
+    read_metrics,
+)
+from bridge_mcore.monitoring.text import number
+
+METHOD_NAMES = {"bridge": "BRIDGE", "rl_zero": "RL-zero", "sft": "SFT", "cold_start": "cold start"}
+
+#: Phases of a step, as metrics name them (`seconds_…`) and as people do. An evaluation is no part of `seconds_step`.
+PHASES = {
+    "seconds_rollout": "rollouts",
+    "seconds_reward": "rewards",
+    "seconds_reference": "reference policy",
+    "seconds_train": "training",
+}
+
+
+@dataclass
+class Run:
+    """What a run directory says. Everything but ``metrics`` may be missing."""
+
+    directory: Path
+    metrics: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.directory.resolve().name
+
+    @property
+    def method(self) -> str:
+        name = str(self.setting("method.name") or "")
+        return METHOD_NAMES.get(name, name)
+
+    @property
+    def model(self) -> str:
+        """The model's name: its directory, the hub's name for a snapshot of the hub's cache, or the recipe."""
+        if path := self.setting("model.path"):
+            parts = Path(path).parts
+            hub = [part for part in parts if part.startswith("models--")]
+            return "/".join(hub[-1].split("--")[1:]) if hub else parts[-1]
+        if made := self.setting("model.generated"):
+            kind = str(made.get("architecture", "model")).capitalize()
+            return f"small {kind} ({made.get('layers')} layers, width {made.get('hidden_size')})"
+        return ""
+
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return self.metrics[-1]["step"] if self.metrics else 0
+
+    @property
+    def total_steps(self) -> int | None:
+        return self.setting("training.steps")
+
+    @property
+    def finished(self) -> bool:
+        """The summary is what a run writes last."""
+        return bool(self.summary) and (self.total_steps is None or self.steps >= self.total_steps)
+
+    def setting(self, key: str) -> Any:
+        """``setting("training.steps")``: a config value, or None."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a metric, where it has a finite one."""
+        points = [(line["step"], number(line.get(key))) for line in self.metrics]
+        points = [(step, value) for step, value in points if value is not None]
+        return [step for step, _ in points], [value for _, value in points]
+
+    def accuracies(self) -> tuple[list[int], list[float], list[int | None]]:
+        """Steps, accuracies and numbers of problems of the evaluations."""
+        found = {line["step"]: (number(line.get("accuracy")), line.get("problems")) for line in self.evaluations}
+        for step, value in zip(*self.series("accuracy"), strict=True):
+            found.setdefault(step, (value, None))  # a run without evaluation.jsonl
+        kept = [(step, *found[step]) for step in sorted(found) if found[step][0] is not None]
+        return [s for s, _, _ in kept], [a for _, a, _ in kept], [n if isinstance(n, int) else None for _, _, n in kept]
+
+    def total(self, key: str) -> float:
+        return sum(self.series(key)[1])
+
+
+def load_run(directory: Path) -> Run:
+    """Read a run directory; DataError says what is wrong with one that is none, or that is corrupt."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        kind = "is a file, not a run directory" if directory.exists() else "no such directory"
+        raise DataError(f"{directory}: {kind}. {RUN_DIRECTORY_HOLDS}")
+    if not (directory / METRICS_FILE).exists():
+        inside = sorted(path.parent for path in directory.glob(f"*/{METRICS_FILE}"))
+        hint = f" Did you mean {' or '.join(map(str, inside[:3]))}?" if inside else ""
+        raise DataError(f"{directory}: not a run directory, it has no {METRICS_FILE}. {RUN_DIRECTORY_HOLDS}{hint}")
+    return Run(
+        directory=directory,
+        metrics=read_metrics(directory),
+        evaluations=read_evaluations(directory) if (directory / EVALUATION_FILE).exists() else [],
+        config=_mapping(directory / "config.yaml", yaml.safe_load, yaml.YAMLError),
+        summary=_mapping(directory / "summary.json", json.loads, ValueError),
+    )
+
+
+def _mapping(path: Path, parse: Any, parse_error: type[Exception]) -> dict[str, Any]:
+    """A file that a run may not have written yet, as a dictionary."""
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (parse_error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds no mapping of names to values")
+    return content
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """The numbers of the report, one flat dictionary: what `--json` prints and the tables show."""
+    steps, accuracies, problems = run.accuracies()
+    summary = run.summary if run.finished else {}  # a run that goes on has the summary of its shorter self
+    before = summary.get("accuracy_before", accuracies[0] if steps and steps[0] == 0 else None)
+    after = summary.get("accuracy_after", accuracies[-1] if steps and steps[-1] > 0 else None)
+    best = max(range(len(steps)), key=lambda i: accuracies[i], default=None)
+    reward, length = ends(run.series("reward")[1]), ends(run.series("response_length")[1])
+    speed, lam = run.series("tokens_per_second")[1], run.series("lam")[1]
+    before, after = number(before), number(after)
+    measured = run.total("seconds_step") + run.total("seconds_evaluation")
+    memory = run.series("memory_gib")[1]
+    phases = {name: run.total(key) for key, name in PHASES.items() if run.series(key)[1]}
+    if run.series("seconds_step")[1]:
+        phases["other"] = max(run.total("seconds_step") - sum(phases.values()), 0.0)
+    if run.series("seconds_evaluation")[1]:
+        phases["evaluation"] = run.total("seconds_evaluation")
+    return {
+        "run": str(run.directory),
+        "method": run.method or None,
+        "model": run.model or None,
+        "finished": run.finished,
+        "steps": run.steps,
+        "total_steps": run.total_steps,
+        "problems": problems[-1] if problems else None,
+        "accuracy_before": before,
+        "accuracy_after": after,
+        "accuracy_change": after - before if before is not None and after is not None else None,
+        "accuracy_after_step": steps[-1] if steps else None,
+        "accuracy_best": accuracies[best] if best is not None else None,
+        "accuracy_best_step": steps[best] if best is not None else None,
+        "sets_before": (run.evaluations[0].get("sets") or {}) if run.evaluations else {},
+        "sets_after": (run.evaluations[-1].get("sets") or {}) if run.evaluations else {},
+        "reward_first": reward[0],
+        "reward_last": reward[1],
+        "response_length_first": length[0],
+        "response_length_last": length[1],
+        "gain_last": ends(run.series("gain")[1])[1],
+        "lam_last": lam[-1] if lam else None,
+        "tokens_per_second": sum(speed) / len(speed) if speed else None,
+        "seconds": number(summary.get("seconds")) or measured or None,
+        "seconds_per_phase": phases,
+        "memory_gib": max(memory) if memory else None,
+        "verifier_timeouts": int(run.total("verifier_timeouts")),
+        "verifier_errors": int(run.total("verifier_errors")),
+    }

@@ -1,0 +1,64 @@
+"""Numbers, durations and curves as short text, for progress lines, tables and sparklines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def duration(seconds: float) -> str:
+    """``4.2s``, ``38s``, ``1m40s``, ``2h05m``, ``3d04h``."""
+    if seconds < 9.95:
+        return f"{max(seconds, 0.0):.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def compact(number: float) -> str:
+    """``850``, ``1.9k``, ``12.3k``, ``4.5M``."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit * 0.99995:
+            return f"{number / limit:.1f}{unit}"
+    return f"{number:.0f}" if abs(number) >= 10 else f"{number:.2g}"
+
+
+def signed(number: float) -> str:
+    """``+0.0021``; very small values in scientific notation, because a gain of 1e-6 is not zero."""
+    if number != 0 and abs(number) < 5e-4:
+        return f"{number:+.1e}"
+    return f"{number:+.4f}"
+
+
+def percent(fraction: float) -> str:
+    """``75.0%``"""
+    return f"{100 * fraction:.1f}%"
+
+
+def sparkline(values: Sequence[float], width: int = 24) -> str:
+    """The curve of ``values`` in at most ``width`` characters: the mean of each bin, on the curve's own range."""
+    if not values:
+        return ""
+    cells = min(width, len(values))
+    edges = [len(values) * i // cells for i in range(cells + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means)
+    if high - low <= 1e-12 * max(abs(high), abs(low), 1e-300):
+        return _BARS[3] * cells  # a constant curve has no range; the middle says "flat" without looking like zero
+    top = len(_BARS) - 1
+    return "".join(_BARS[round((mean - low) / (high - low) * top)] for mean in means)
+
+
+def number(value: object) -> float | None:
+    """``value`` as a finite float, or None: metrics may be missing, null or text."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None

@@ -1,0 +1,91 @@
+r"""Are two mathematical answers the same? Math-Verify, with guards. Runs in a worker process only.
+
+Math-Verify may take for ever or all the memory on ``9^{9^{9^9}}``; :mod:`bridge_mcore.rewards.worker` sees to that, so
+its own timeouts (SIGALRM, main thread only) are off.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import sympy
+from math_verify import parse, verify
+from math_verify.parser import LatexExtractionConfig
+
+logging.disable(logging.CRITICAL)  # "timeout is disabled"; stderr is closed anyway
+
+# The box before phrases such as "final answer is", since the text is nothing but one box. No ExprExtractionConfig: where
+# LaTeX fails it takes the last number it sees, so that `1, 2, 5?` would be a right answer for 5.
+_READ = (LatexExtractionConfig(boxed_match_priority=0),)
+
+
+def equivalent(job: list[str]) -> dict[str, Any]:
+    """``{"equal": bool, "note": str}`` for ``[gold, answer]``, both cleaned by :mod:`bridge_mcore.rewards.exact`."""
+    gold, answer = (_parse(text) for text in job)
+    if not _expressions(answer) and not _expressions(gold):
+        note = "neither answer can be read as mathematics; compared as text"
+    elif not _expressions(answer):
+        note = "the answer cannot be read as mathematics"
+    elif not _expressions(gold):
+        note = "the gold answer cannot be read as mathematics; compared as text"
+    else:
+        note = "different"
+    if not _verify(gold, answer) and not _verify(_imaginary(gold), _imaginary(answer)):
+        return {"equal": False, "note": note}
+    if _is_approximation(gold, answer):
+        return {"equal": False, "note": "a decimal approximation of an exact answer"}
+    return {"equal": True, "note": "equivalent"}
+
+
+def warm_up() -> None:
+    """Compile the grammar's tables and the regular expressions."""
+    equivalent([r"\frac{x^2}{2}+\sqrt{3}", r"0.5x^2+\sqrt3"])
+
+
+def _parse(text: str) -> list[Any]:
+    return parse(f"\\boxed{{{text}}}", extraction_config=_READ, parsing_timeout=None)
+
+
+def _verify(gold: list[Any], answer: list[Any]) -> bool:
+    # allow_set_relation_comp: 1 < x < 2 is the interval (1, 2)
+    return bool(verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None))
+
+
+def _expressions(parsed: list[Any]) -> list[Any]:
+    return [item for item in parsed if not isinstance(item, str)]
+
+
+def _imaginary(parsed: list[Any]) -> list[Any]:
+    """The letter i as the imaginary unit: Math-Verify reads e^{i\\pi} with a variable i, which is not -1."""
+    return [_replace(item, lambda atom: sympy.I if _is_i(atom) else atom) for item in _expressions(parsed)]
+
+
+def _is_i(atom: Any) -> bool:
+    return isinstance(atom, sympy.Symbol) and atom.name == "i"
+
+
+def _is_approximation(gold: list[Any], answer: list[Any]) -> bool:
+    """The gold answer is exact, the given one has decimals, and taken at their word these are not equal to it.
+
+    Math-Verify compares decimals after rounding to six places.
+    """
+    gold, answer = _expressions(gold), _expressions(answer)
+    if any(item.atoms(sympy.Float) for item in gold) or not any(item.atoms(sympy.Float) for item in answer):
+        return False
+    return not _verify(gold, [_replace(item, _exact) for item in answer])
+
+
+def _exact(atom: Any) -> Any:
+    return sympy.Rational(str(atom)) if isinstance(atom, sympy.Float) else atom
+
+
+def _replace(item: Any, change: Any) -> Any:
+    """``item`` with every atom changed; unlike xreplace, keeps the order in which a set or conjunction was written."""
+    if hasattr(item, "_unsorted_args"):
+        return item.func(*(_replace(part, change) for part in item._unsorted_args))
+    if isinstance(item, sympy.MatrixBase):
+        return item.applyfunc(lambda part: _replace(part, change))
+    if isinstance(item, sympy.Tuple):
+        return item.func(*(_replace(part, change) for part in item.args))
+    return item.xreplace({atom: change(atom) for atom in item.atoms() if change(atom) is not atom})

@@ -1,0 +1,36 @@
+"""What a verifier says of one response."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+VerdictName = Literal["correct", "incorrect", "timeout", "error"]
+VERDICTS: tuple[VerdictName, ...] = get_args(VerdictName)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One verdict and, in words, why.
+
+    ``timeout`` (the comparison ran past its limit) and ``error`` (it could not be made: a crash, no memory, an empty
+    gold answer) say that nothing was decided. They are kept apart from ``incorrect`` so that they can be counted: a
+    verifier that fails on every call otherwise looks like a policy that is always wrong (verl 5635, 5839).
+    """
+
+    verdict: VerdictName
+    reason: str
+
+    @property
+    def decided(self) -> bool:
+        """True for ``correct`` and ``incorrect``."""
+        return self.verdict in ("correct", "incorrect")
+
+
+def reward(verdict: Verdict, correct: float = 1.0, incorrect: float = 0.0) -> float:
+    """The scalar reward of a verdict: ``correct`` or ``incorrect``.
+
+    An undecided verdict earns ``incorrect``, since the policy is what wrote an answer that cannot be checked; whoever
+    calls this must also log :attr:`MathVerifier.counts`, so that these cases never pass unseen.
+    """
+    return correct if verdict.verdict == "correct" else incorrect

@@ -1,0 +1,153 @@
+"""The driver: one iteration is sample, roll out, verify, update (Algorithm 2, lines 2 to 15)."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from bridge_mcore.checkpoint.run_state import load_state, prune, save_state
+from bridge_mcore.config.load import dump_config
+from bridge_mcore.config.schema import Config
+from bridge_mcore.errors import TrainingError
+from bridge_mcore.methods.base import RL, SFT, THETA_HAT
+from bridge_mcore.methods.schedules import rate_factor
+from bridge_mcore.monitoring.progress import say
+from bridge_mcore.platform.device import setup_device
+from bridge_mcore.platform.distributed import process_groups
+from bridge_mcore.platform.stop import StopRequest
+from bridge_mcore.training.batch import Sample
+from bridge_mcore.training.case import save_case
+from bridge_mcore.training.finish import Course, finish
+from bridge_mcore.training.generated import make_model
+from bridge_mcore.training.run_directory import checkpoint_to_resume, set_aside
+from bridge_mcore.training.session import Session, open_session
+
+
+def train(config: Config) -> None:
+    """Run `config` to its end, or to a stop that leaves a checkpoint. Every rank of the layout calls it."""
+    started = time.perf_counter()
+    directory = config.run.directory
+    platform = setup_device(config.device, config.run.threads)
+    with process_groups(platform, config.parallel, config.run.seed) as layout, StopRequest() as stop:
+        if layout.is_main:
+            say(f"· {platform.describe()}")
+            if config.run.resume == "restart" and (old := set_aside(directory)):
+                say(f"· an earlier run is kept in {old}")
+            directory.mkdir(parents=True, exist_ok=True)
+        resume_from, remarks = checkpoint_to_resume(config)
+        source = config.model.path or directory / "base"
+        if config.model.path is None and resume_from is None:
+            make_model(config, platform, layout, source)
+        with open_session(config, platform, layout, source) as session:
+            step = 0
+            course = Course(directory, started)
+            if resume_from is not None:
+                step, state = load_state(resume_from, session.policy, sizes(session))
+                session.restore_position(state["position"])
+                course.restore(state["course"])
+            if layout.is_main:
+                (directory / "config.yaml").write_text(dump_config(config))
+                for line in remarks + ([f"· resuming from {resume_from}, after step {step}"] if resume_from else []):
+                    say(line)
+                course.open(config, step if resume_from else None)
+            run_steps(session, step, course, stop)
+            if not stop.agreed:
+                finish(session, course)
+    if stop.agreed:
+        if layout.is_main:
+            say(f"stopped; go on with: bridge-mcore train {directory / 'config.yaml'} run.resume=auto")
+        raise SystemExit(stop.exit_code)
+
+
+def run_steps(session: Session, step: int, course: Course, stop: StopRequest) -> None:
+    """Iterate from `step` to the configured number of steps."""
+    config, total = session.config, session.config.training.steps
+    beta = config.optimizer.beta or config.optimizer.alpha
+    factor = rate_factor(config.optimizer.schedule, config.optimizer.warmup_steps, total)
+    if step == 0 and config.evaluation.before:
+        course.evaluate(session, 0)
+    with course.progress(total, step, session.layout.is_main):
+        while step < total and not stop.agree():
+            began = time.perf_counter()
+            passes = session.method.passes(step)
+            samples, own, metrics = gather_samples(session, step)
+            rates = (config.optimizer.alpha * factor(step), beta * factor(step))
+            lam = session.method.lam(step)
+            every = config.debug.save_case_every
+            if every and (step + 1) % every == 0:
+                save_case(config.run.directory / "cases" / f"step_{step + 1:08d}", session.policy, samples, config, lam, *rates)
+            try:
+                updating = time.perf_counter()
+                session.updater.fill_reference([*samples, *(own or [])])
+                referenced = time.perf_counter()
+                metrics |= session.updater.update(passes, samples, *rates, own=own)
+            except TrainingError as error:
+                case = config.run.directory / "cases" / f"failed_step_{step + 1:08d}"
+                save_case(case, session.policy, samples, config, lam, *rates)
+                raise TrainingError(
+                    f"step {step + 1}: {error}\nthe step is saved: look at {case}/batch.jsonl, and run it again with "
+                    f"bridge-mcore replay {case} OUT"
+                ) from error
+            session.platform.synchronize()
+            step += 1
+            session.collector.engine.version = step
+            metrics |= {
+                "lam": lam, "alpha": rates[0], "beta": rates[1], "seconds_reference": referenced - updating,
+                "seconds_train": time.perf_counter() - referenced, "memory_gib": session.platform.memory_gib(),
+            }  # fmt: skip
+            if config.evaluation.every and step % config.evaluation.every == 0 and step < total:
+                metrics |= course.evaluate(session, step)
+            metrics["seconds_step"] = time.perf_counter() - began
+            metrics["tokens_per_second"] = metrics.pop("tokens") / metrics["seconds_step"]
+            course.record(step, metrics)
+            if step == total or stop.agree() or (config.checkpoint.every and step % config.checkpoint.every == 0):
+                save(session, step, course)
+
+
+def gather_samples(session: Session, step: int) -> tuple[list[Sample], list[Sample] | None, dict[str, Any]]:
+    """This rank's traces and rollouts for a step, rollouts of π(θ̂, w) if the run wants its own, and their metrics."""
+    config, layout = session.config, session.layout
+    needed = session.method.components(step)
+    metrics: dict[str, Any] = {"tokens": 0}
+    samples: list[Sample] = []
+    own: list[Sample] | None = None
+    if SFT in needed:
+        count = config.training.traces_per_step or config.training.prompts_per_step
+        chosen = [session.traces[i] for i in session.trace_order.take(count)]
+        metrics["tokens"] += sum(len(t.tokens) for t in chosen)
+        samples += [Sample(SFT, t.tokens, t.prompt_length) for t in chosen[layout.data_rank :: layout.data]]
+    if RL in needed:
+        prompts = [session.prompts[i] for i in session.prompt_order.take(config.training.prompts_per_step)]
+        answers = len(prompts) * config.rollout.samples_per_prompt
+        first = 2 * step * answers  # θ̂'s own answers take the numbers between
+        collected = session.collector.collect(prompts, first, session.sampling)
+        metrics |= collected.metrics
+        metrics["tokens"] += metrics.pop("rollout_tokens")
+        samples += [s for s in collected.samples if not math.isnan(s.advantage)]
+        if session.method.uses_auxiliary and config.auxiliary.rollouts == "own":
+            with session.policy.live(THETA_HAT):
+                other = session.collector.collect(prompts, first + answers, session.sampling)
+            own = other.samples
+            metrics["reward_auxiliary"] = other.metrics["reward"]
+            metrics["seconds_rollout"] += other.metrics["seconds_rollout"]
+            metrics["seconds_reward"] += other.metrics["seconds_reward"]
+            metrics["tokens"] += other.metrics["rollout_tokens"]
+    return samples, own, metrics
+
+
+def sizes(session: Session) -> dict[str, int]:
+    """Parallel sizes that a checkpoint records."""
+    p = session.config.parallel
+    return {"tensor": p.tensor, "pipeline": p.pipeline, "data": session.layout.data, "sequence": int(p.sequence)}
+
+
+def save(session: Session, step: int, course: Course) -> Path:
+    """Write a checkpoint, then remove the oldest beyond `checkpoint.keep`."""
+    directory = session.config.run.directory / "checkpoints"
+    extra = {"position": session.position(), "course": course.state()}
+    path = save_state(directory, session.policy, step, extra, sizes(session))
+    if session.layout.is_main:
+        prune(directory, session.config.checkpoint.keep)
+    return path

@@ -1,0 +1,168 @@
+"""Everything a run needs, put together and checked before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge_mcore.config.schema import Config
+from bridge_mcore.data.pairs import EncodedPrompt, check_tokenizer, encode_prompts, encode_traces
+from bridge_mcore.data.problems import load_problems, source_name
+from bridge_mcore.data.sampler import ShuffledSampler
+from bridge_mcore.data.templates import EncodedTrace, PromptTemplate
+from bridge_mcore.errors import CheckpointError, ConfigError, DataError
+from bridge_mcore.methods import make_method
+from bridge_mcore.methods.base import RL, SFT, Method
+from bridge_mcore.model.families import find_family
+from bridge_mcore.monitoring.progress import phase
+from bridge_mcore.platform.device import Platform
+from bridge_mcore.platform.distributed import Layout
+from bridge_mcore.rewards import MathVerifier
+from bridge_mcore.rollout.collect import Collector
+from bridge_mcore.rollout.embedded import EmbeddedEngine
+from bridge_mcore.rollout.engine import SamplingParams
+from bridge_mcore.training.passes import PassRunner
+from bridge_mcore.training.policy import Policy, build_policy
+from bridge_mcore.training.step import Updater
+
+_RL_ORDER, _SFT_ORDER = 1, 2  # offsets of the run's seed
+
+
+@dataclass
+class Session:
+    """A run's parts on this rank."""
+
+    config: Config
+    platform: Platform
+    layout: Layout
+    source: Path
+    policy: Policy
+    method: Method
+    updater: Updater
+    collector: Collector
+    prompts: list[EncodedPrompt]
+    traces: list[EncodedTrace]
+    prompt_order: ShuffledSampler
+    trace_order: ShuffledSampler
+    evaluation: dict[str, list[EncodedPrompt]]
+    sampling: SamplingParams
+    greedy: SamplingParams
+
+    def position(self) -> dict[str, Any]:
+        """Data position, for a checkpoint."""
+        return {"prompts": self.prompt_order.state_dict(), "traces": self.trace_order.state_dict()}
+
+    def restore_position(self, state: dict[str, Any]) -> None:
+        """Go on where `position` was taken."""
+        self.prompt_order.load_state_dict(state["prompts"])
+        self.trace_order.load_state_dict(state["traces"])
+
+
+def load_tokenizer(directory: Path, vocab_size: int) -> Any:
+    """The checkpoint's tokenizer, checked against its vocabulary. CheckpointError if it does not load or match."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:  # transformers raises many types for an unreadable tokenizer
+        raise CheckpointError(f"the tokenizer of {directory} cannot be loaded: {error}") from error
+    check_tokenizer(tokenizer, vocab_size)
+    return tokenizer
+
+
+def _model_stops(source: Path) -> list[int]:
+    """End tokens that the checkpoint's generation_config.json names."""
+    import json
+
+    path = source / "generation_config.json"
+    if not path.is_file():
+        return []
+    stops = json.loads(path.read_text()).get("eos_token_id")
+    return [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+
+
+@contextmanager
+def open_session(config: Config, platform: Platform, layout: Layout, source: Path) -> Iterator[Session]:
+    """Load data, model and verifier; anything that would fail later fails here. The verifier ends with the context."""
+
+    def shown(text: str) -> Any:
+        return phase(text) if layout.is_main else nullcontext()
+
+    method = make_method(config)
+    _, shape = find_family(source)
+    context = min(config.training.max_length or shape.max_positions, shape.max_positions)
+    with shown("reading the data"):
+        tokenizer = load_tokenizer(source, shape.vocab_size)
+        template = PromptTemplate(tokenizer, config.data.template, config.data.system_prompt)
+        stops = tuple(sorted({*template.stop_tokens, *_model_stops(source), *config.rollout.stop_token_ids}))
+        needed = frozenset().union(*(method.components(s) for s in range(config.training.steps)))
+        new = config.rollout.max_new_tokens
+        prompts, traces = [], []
+        if RL in needed:
+            if config.data.rl is None:
+                raise ConfigError(f"data.rl is needed by method '{config.method.name}'")
+            prompts = encode_prompts(load_problems(config.data.rl), tokenizer, config.data, context - new)
+        if SFT in needed:
+            origin = config.data.sft or config.data.rl
+            if origin is None:
+                raise ConfigError(f"data.sft is needed by method '{config.method.name}'")
+            traces = encode_traces(load_problems(origin), tokenizer, config.data, context)
+        eval_new = config.evaluation.max_new_tokens or new
+        evaluation: dict[str, list[EncodedPrompt]] = {}
+        for held_out in config.data.evaluation:
+            name = source_name(held_out)
+            if name in evaluation:
+                raise ConfigError(f"two evaluation sets are called '{name}'; give them different data.evaluation.N.name")
+            evaluation[name] = encode_prompts(load_problems(held_out), tokenizer, config.data, context - eval_new)
+        _check_held_out(prompts, evaluation)
+    with shown(f"loading {source}"):
+        policy = build_policy(
+            config,
+            platform,
+            source,
+            adapter=method.uses_adapter,
+            auxiliary=method.uses_auxiliary,
+            reference=RL in needed and config.objective.kl_coefficient > 0,
+            adapter_path=config.adapter.path if method.uses_adapter else None,
+        )
+    reward = config.reward
+    with MathVerifier(reward.workers, reward.cpu_seconds, reward.wall_seconds, reward.memory_gib) as verifier:
+        engine = EmbeddedEngine(policy.module, config.rollout.batch_size)
+
+        def decode(tokens: Any) -> str:
+            return tokenizer.decode(tokens, skip_special_tokens=True)
+
+        runner = PassRunner(policy, config.objective, config.training.max_tokens_per_microbatch)
+        seed = config.run.seed
+        yield Session(
+            config=config,
+            platform=platform,
+            layout=layout,
+            source=source,
+            policy=policy,
+            method=method,
+            updater=Updater(policy, runner, config.auxiliary, config.rollout.max_logprob_gap),
+            collector=Collector(config, engine, verifier, decode, layout),
+            prompts=prompts,
+            traces=traces,
+            prompt_order=ShuffledSampler(max(len(prompts), 1), seed + _RL_ORDER),
+            trace_order=ShuffledSampler(max(len(traces), 1), seed + _SFT_ORDER),
+            evaluation=evaluation,
+            sampling=SamplingParams(new, config.rollout.temperature, config.rollout.top_p, stops, seed),
+            greedy=SamplingParams(eval_new, 0.0, 1.0, stops, seed),
+        )
+
+
+def _check_held_out(prompts: list[EncodedPrompt], evaluation: dict[str, list[EncodedPrompt]]) -> None:
+    """Evaluation on training problems would measure memory: refuse it."""
+    trained = {p.problem.prompt for p in prompts}
+    for name, held_out in evaluation.items():
+        shared = [p.problem for p in held_out if p.problem.prompt in trained]
+        if shared:
+            raise DataError(
+                f"{len(shared)} of {len(held_out)} problems of evaluation set '{name}' are training prompts, the first: "
+                f"{shared[0]}; use another split or `limit`"
+            )

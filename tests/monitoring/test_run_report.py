@@ -1,0 +1,256 @@
+"""The figure and the report, of finished, unfinished and empty runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from pathlib import Path
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from bridge_mcore.cli.report import report
+from bridge_mcore.errors import BridgeError, ConfigError, DataError
+from bridge_mcore.monitoring import figure as figures
+from bridge_mcore.monitoring.curves import ends, smooth, wilson
+from bridge_mcore.monitoring.report import draw_figure, summary_table
+from bridge_mcore.monitoring.runs import facts, load_run
+from tests.monitoring.synthetic import write_run
+
+app = typer.Typer()
+app.command()(report)
+
+
+def call(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def text(run_dirs: Path | list[Path]) -> str:
+    console = Console(file=io.StringIO(), width=150)
+    console.print(summary_table(run_dirs))
+    return console.file.getvalue()
+
+
+def pixels(path: Path):
+    from matplotlib.image import imread
+
+    return imread(path)[:, :, :3]
+
+
+def share_of(image, colour: str) -> float:
+    """Share of the pixels that have this colour, nearly."""
+    import numpy as np
+
+    wanted = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return float((np.abs(image - wanted).max(axis=2) < 0.02).mean())
+
+
+def test_the_figure_holds_the_three_curves(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    path = draw_figure(run, run / "figure.png")
+    image = pixels(path)
+    assert image.shape[1] >= 2000 and 1.5 < image.shape[1] / image.shape[0] < 4, "wide, and sharp on a slide"
+    third = image.shape[1] // 3
+    for i, colour in enumerate(figures._COLOURS[:3]):
+        assert share_of(image[:, i * third : (i + 1) * third], colour) > 0.001
+    assert sorted(p.name for p in run.iterdir() if p.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize("suffix", [".pdf", ".svg"])
+def test_vector_figures(tmp_path: Path, suffix: str) -> None:
+    path = draw_figure(write_run(tmp_path / "run", steps=5, total=5), tmp_path / f"figure{suffix}")
+    assert path.stat().st_size > 5000
+
+
+def case(tmp_path: Path, name: str) -> list[Path]:
+    long = {"path": "/models/A-very-long-model-name-of-70B-parameters-Instruct-with-a-suffix-and-another-suffix"}
+    return {
+        "quickstart": lambda: [write_run(tmp_path / "run")],
+        "many evaluations": lambda: [write_run(tmp_path / "run", every=2)],
+        "best is next to last": lambda: [write_run(tmp_path / "run", every=1, end=0.4)],
+        "perfect": lambda: [write_run(tmp_path / "run", end=0.995, problems=64)],
+        "hard": lambda: [write_run(tmp_path / "run", start=0.02, end=0.05, problems=1319, model=long)],
+        "unfinished": lambda: [write_run(tmp_path / "run", steps=34, model=long)],
+        "one step": lambda: [write_run(tmp_path / "run", steps=1)],
+        "no step": lambda: [write_run(tmp_path / "run", steps=0)],
+        "long": lambda: [write_run(tmp_path / "run", steps=1500, total=1500, every=100)],
+        "three": lambda: [
+            write_run(tmp_path / n, method=n, seed=i) for i, n in enumerate(("bridge", "rl_zero", "sft"))
+        ],
+    }[name]()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quickstart",
+        "many evaluations",
+        "best is next to last",
+        "perfect",
+        "hard",
+        "unfinished",
+        "one step",
+        "no step",
+        "long",
+        "three",
+    ],
+)
+def test_no_text_of_a_figure_overlaps_or_leaves_it(tmp_path: Path, name: str) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context(figures._STYLE):
+        drawn = figures._draw([load_run(run) for run in case(tmp_path, name)])
+        drawn.canvas.draw()
+    shown = [t for t in drawn.findobj(matplotlib.text.Text) if t.get_visible() and t.get_text().strip()]
+    # Ticks outside the limits are kept by matplotlib, but not drawn.
+    for axis in drawn.axes:
+        for side, limits in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+            hidden = [t.label1 for t in side.get_major_ticks() if not limits[0] <= t.get_loc() <= limits[1]]
+            shown = [t for t in shown if t not in hidden]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in shown]
+    for i, (words, box) in enumerate(boxes):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= drawn.bbox.width and box.y1 <= drawn.bbox.height, words
+        for others, other in boxes[i + 1 :]:
+            assert not box.overlaps(other), (words, others)
+
+
+def test_figures_that_cannot_be_written(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=2, total=2)
+    with pytest.raises(ConfigError, match=r"ends in \.png, \.pdf or \.svg"):
+        draw_figure(run, tmp_path / "figure.gif")
+    with pytest.raises(BridgeError, match="cannot write the figure"):
+        draw_figure(run, run / "config.yaml" / "figure.png")
+
+
+def test_the_table_of_a_finished_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "export").mkdir()
+    summary = json.loads((run / "summary.json").read_text())
+    shown = text(run)
+    for key in ("accuracy_before", "accuracy_after"):
+        assert f"{100 * summary[key]:.1f}%" in shown
+    for expected in ("BRIDGE, λ 0.5", "60 of 60", "points", "1.9k", "4m50s", str(run / "export"), "small Qwen2"):
+        assert expected in shown, expected
+    assert "unfinished" not in shown and "checkpoints" not in shown and "verifier" not in shown
+
+
+def test_an_unfinished_run_is_reported_as_far_as_it_got(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=34)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 35, "rew')
+    printed = call(run)
+    assert "34 of 60  (unfinished)" in printed and "at step 20" in printed and "Where the time went" in printed
+    assert facts(load_run(run))["seconds"] == pytest.approx(34 * 4 + 6)
+    assert (run / "figure.png").stat().st_size > 10_000
+
+
+def test_a_run_that_goes_on_does_not_show_its_old_summary(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=34)
+    (run / "summary.json").write_text(json.dumps({"accuracy_before": 0.1, "accuracy_after": 0.99, "seconds": 1}))
+    fact = facts(load_run(run))
+    assert not fact["finished"] and fact["accuracy_after"] < 0.9 and fact["seconds"] > 100
+
+
+def test_a_run_before_its_first_step(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=0)
+    assert "0 of 60  (unfinished)" in call(run)
+
+
+def test_a_run_with_metrics_alone(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n{"step": 2, "accuracy": 0.5, "j_sft": null}\n')
+    printed = call(tmp_path)
+    assert "steps" in printed and "50.0% at step 2" in printed
+
+
+def test_the_printed_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    printed = call(run)
+    for expected in ("rollouts", "47%", "evaluation", "accuracy", "█", f"figure: {run / 'figure.png'}"):
+        assert expected in printed, expected
+    assert call(run, "--figure", tmp_path / "other.svg") and (tmp_path / "other.svg").exists()
+
+
+def test_json_and_markdown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    numbers = json.loads(call(run, "--json"))
+    assert numbers["steps"] == 60 and numbers["finished"] and numbers["figure"] == str(run / "figure.png")
+    assert numbers["accuracy_change"] == pytest.approx(numbers["accuracy_after"] - numbers["accuracy_before"])
+    assert numbers["seconds_per_phase"]["rollouts"] == pytest.approx(120)
+    assert numbers["seconds_per_phase"]["other"] == pytest.approx(60 * 0.2)
+    lines = call(run, "--markdown").strip().splitlines()
+    assert all(line.startswith("| ") and line.endswith(" |") for line in lines)
+    assert {line.count("|") for line in lines} == {3}
+    with pytest.raises(ConfigError, match="choose one"):
+        call(run, "--markdown", "--json")
+
+
+def test_several_runs_share_a_table_and_a_figure(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, method=name, seed=i) for i, name in enumerate(("bridge", "rl_zero", "sft"))]
+    shown = text(runs)
+    for expected in ("bridge (BRIDGE)", "rl_zero (RL-zero)", "sft (SFT)", "directory"):
+        assert expected in shown, expected
+    assert "comparison.png" in call(*runs)
+    image = pixels(tmp_path / "comparison.png")
+    for colour in figures._COLOURS[:3]:
+        assert share_of(image, colour) > 0.001
+    assert [fact["run"] for fact in json.loads(call(*runs, "--json"))] == [str(run) for run in runs]
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / parent / "run", steps=3, total=3) for parent in ("a", "b")]
+    labels = figures.run_labels([load_run(run) for run in runs])
+    assert len(set(labels)) == 2
+
+
+def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such directory.*holds metrics\.jsonl"):
+        call(tmp_path / "missing")
+    with pytest.raises(DataError, match=r"has no metrics\.jsonl.*bridge-mcore train.*config\.yaml"):
+        call(tmp_path)
+    run = write_run(tmp_path / "runs" / "quickstart", steps=2, total=2)
+    with pytest.raises(DataError, match=f"Did you mean {run}"):
+        call(tmp_path / "runs")
+    with pytest.raises(DataError, match="is a file"):
+        call(run / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.yaml", "a: [1"), ("summary.json", "{"), ("summary.json", "[]")])
+def test_corrupt_files_are_named(tmp_path: Path, name: str, content: str) -> None:
+    run = write_run(tmp_path / "run", steps=2, total=2)
+    (run / name).write_text(content)
+    with pytest.raises(DataError, match=name):
+        call(run)
+
+
+def test_a_hub_snapshot_is_called_by_its_name(tmp_path: Path) -> None:
+    path = "/cache/hub/models--Qwen--Qwen2.5-1.5B/snapshots/0123abcd"
+    run = write_run(tmp_path / "run", steps=1, total=1, model={"path": path})
+    assert load_run(run).model == "Qwen/Qwen2.5-1.5B"
+
+
+def test_the_interval_is_wilsons() -> None:
+    # Newcombe (1998), Statistics in Medicine 17, table I: 81 of 263 and 0 of 20.
+    assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+def test_smoothing_keeps_a_line_and_halves_noise_without_lag() -> None:
+    steps = list(range(1, 61))
+    assert smooth(steps, [2.0 * s for s in steps]) == pytest.approx([2.0 * s for s in steps])
+    chance = random.Random(0)
+    smoothed = smooth(steps, [s + chance.gauss(0, 5) for s in steps])
+    assert max(abs(a - s) for a, s in zip(smoothed, steps, strict=True)) < 6
+    assert sum(a - s for a, s in zip(smoothed, steps, strict=True)) / 60 == pytest.approx(0, abs=1.5)
+    assert smooth([1, 2], [0.0, 1.0]) == [0.0, 1.0] and smooth([], []) == []
+
+
+def test_ends_share_no_point() -> None:
+    assert ends([]) == (None, None)
+    assert ends([3.0]) == (3.0, 3.0)
+    assert ends([0.0, 0.0, 1.0, 1.0]) == (0.0, 1.0)
+    assert ends([float(i) for i in range(100)]) == (4.5, 94.5)

@@ -1,0 +1,1 @@
+"""An independent float64 implementation of one BRIDGE update, and the cases it is compared on."""
