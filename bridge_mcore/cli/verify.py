@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -15,11 +16,13 @@ import typer
 
 from bridge_mcore.errors import DataError
 from bridge_mcore.rewards import MathVerifier, Verdict
+from bridge_mcore.rewards.verdict import VERDICTS
 
 #: Lines that are verified together: enough to keep the workers busy, few enough to stream.
 BATCH_LINES = 512
 #: Longest line in bytes. Only a file that is no JSONL has a longer one, and it must not fill the memory.
 MAX_LINE = 64 << 20
+_Item = tuple[str, str] | Verdict
 _MEND = 'each line must be {"gold": "...", "response": "..."}'
 
 
@@ -47,18 +50,21 @@ def verify(
     "timeout" | "error", "reason": "..."}. A line that cannot be read gets the verdict "error" with its line number.
     Progress and the totals go to standard error.
     """
+    name = "standard input" if str(file) == "-" else str(file)
     with _open(file) as stream, MathVerifier(workers, cpu_seconds, wall_seconds) as verifier:
-        name = "standard input" if str(file) == "-" else str(file)
+        progress = _Progress()
         try:
-            _verify_stream(stream, name, verifier)
+            for batch in _batches(stream, name):
+                _verify_batch(batch, verifier, progress)
         except BrokenPipeError:
             # The reader (`| head`) has seen enough. Python would complain when it flushes stdout at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        progress.finish()
 
 
-def _open(file: Path) -> BinaryIO:
+def _open(file: Path) -> contextlib.AbstractContextManager[BinaryIO]:
     if str(file) == "-":
-        return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+        return contextlib.nullcontext(sys.stdin.buffer)
     try:
         return file.open("rb")
     except OSError as error:
@@ -67,28 +73,96 @@ def _open(file: Path) -> BinaryIO:
         ) from error
 
 
-def _verify_stream(stream: BinaryIO, name: str, verifier: MathVerifier) -> None:
-    progress = _Progress()
-    for batch in _batches(stream, name):
-        verdicts = iter(verifier.verify([pair for pair in batch if isinstance(pair, tuple)]))
-        for item in batch:
-            verdict = next(verdicts) if isinstance(item, tuple) else item
-            print(json.dumps({"verdict": verdict.verdict, "reason": verdict.reason}))
-            progress.counts[verdict.verdict] += 1
-        sys.stdout.flush()
-        progress.show()
-    progress.finish()
+def _verify_batch(batch: list[_Item], verifier: MathVerifier, progress: _Progress) -> None:
+    verdicts = iter(verifier.verify([item for item in batch if isinstance(item, tuple)]))
+    for item in batch:
+        verdict = next(verdicts) if isinstance(item, tuple) else item
+        print(json.dumps({"verdict": verdict.verdict, "reason": verdict.reason}))
+        progress.counts[verdict.verdict] += 1
+    sys.stdout.flush()
+    progress.show()
 
 
-def _batches(stream: BinaryIO, name: str) -> Iterator[list[tuple[str, str] | Verdict]]:
-    """Pairs, or the verdict on a line that is none, as they come in: a writer at the other end of a pipe that waits for
-    an answer before it goes on gets one."""
-    batch: list[tuple[str, str] | Verdict] = []
-    for number, line in enumerate(_lines(stream), start=1):
-        if line is not None and line.strip():
-            batch.append(_parse(line, f"{name}, line {number}"))
-        if batch and (line is None or len(batch) >= BATCH_LINES):
+def _batches(stream: BinaryIO, name: str) -> Iterator[list[_Item]]:
+    """(gold, response) pairs in batches, with the verdict itself for a line that holds none.
+
+    A batch ends where what has come in so far ends, so that a program at the other end of a pipe that waits for a
+    verdict before it writes on is not kept waiting.
+    """
+    number = 0
+    for lines in _line_groups(stream):
+        batch: list[_Item] = []
+        for line in lines:
+            number += 1
+            if line is None or line.strip():
+                batch.append(_parse(line, number, name))
+            if len(batch) == BATCH_LINES:
+                yield batch
+                batch = []
+        if batch:
             yield batch
-            batch = []
-    if batch:
-        yield batch
+
+
+def _line_groups(stream: BinaryIO) -> Iterator[list[bytes | None]]:
+    """The lines that each read completes; None for one longer than MAX_LINE, which is not held whole."""
+    rest, skipping = bytearray(), False
+    while chunk := stream.read1(1 << 20):
+        *whole, last = chunk.split(b"\n")
+        lines: list[bytes | None] = []
+        for piece in whole:
+            rest += piece
+            lines.append(None if skipping or len(rest) > MAX_LINE else bytes(rest))
+            rest, skipping = bytearray(), False
+        rest += last
+        if len(rest) > MAX_LINE:
+            rest, skipping = bytearray(), True
+        if lines:
+            yield lines
+    if rest or skipping:
+        yield [None if skipping else bytes(rest)]
+
+
+def _parse(line: bytes | None, number: int, name: str) -> _Item:
+    def malformed(what: str) -> Verdict:
+        return Verdict("error", f"{name}, line {number}: {what}; {_MEND}")
+
+    if line is None:
+        return malformed(f"longer than {MAX_LINE >> 20} MiB")
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return malformed(f"not UTF-8 (byte {error.start})")
+    except json.JSONDecodeError as error:
+        return malformed(f"not JSON ({error.msg}, column {error.colno})")
+    except (ValueError, RecursionError):  # an integer of thousands of digits; brackets in brackets without end
+        return malformed("JSON that is too deep or has too long a number")
+    if not isinstance(row, dict):
+        return malformed("not a JSON object")
+    for key in ("gold", "response"):
+        if key not in row:
+            return malformed(f'"{key}" is missing')
+        if not isinstance(row[key], str):
+            return malformed(f'"{key}" is not a string')
+    return row["gold"], row["response"]
+
+
+class _Progress:
+    """Totals on stderr: every second on a terminal, and at the end."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._start = self._shown = time.monotonic()
+        self._live = sys.stderr.isatty()
+
+    def show(self) -> None:
+        if self._live and time.monotonic() - self._shown > 1:
+            self._shown = time.monotonic()
+            print(f"\r{self._line()}", end="", file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        print(("\r" if self._live else "") + self._line(), file=sys.stderr)
+
+    def _line(self) -> str:
+        total, seconds = self.counts.total(), time.monotonic() - self._start
+        counts = ", ".join(f"{name} {self.counts[name]}" for name in VERDICTS)
+        return f"{total} lines in {seconds:.1f} s ({total / max(seconds, 1e-9):.0f}/s): {counts}"

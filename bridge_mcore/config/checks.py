@@ -18,6 +18,7 @@ from bridge_mcore.config.model_files import (
     adapter_problems,
     directory_sizes,
     generated_sizes,
+    has_chat_template,
     model_problems,
 )
 from bridge_mcore.config.nearest import nearest
@@ -135,6 +136,24 @@ def _objective(config: Config) -> Iterator[str]:
 # --- lengths, engine, layout, run ------------------------------------------------------------------------------------
 
 
+def inference_problems(model: Path, key: str, template: str, max_new_tokens: int) -> list[str]:
+    """What keeps a checkpoint from answering prompts: `eval` and `generate` ask before they load it."""
+    problems = list(model_problems(model, key))
+    if problems:
+        return problems
+    if template == "chat" and not has_chat_template(model):
+        problems.append(
+            f"--template chat, but the tokenizer in {model} has no chat template; use plain, abel or qwen-boxed"
+        )
+    context = directory_sizes(model).context
+    if context is not None and max_new_tokens >= context:
+        problems.append(
+            f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in the model's context "
+            f"of {context} tokens; lower it"
+        )
+    return problems
+
+
 def _lengths(config: Config, sizes: Sizes) -> Iterator[str]:
     context, longest = sizes.context, config.training.max_length
     if context is not None and longest is not None and longest > context:
@@ -211,7 +230,7 @@ def _run(config: Config) -> Iterator[str]:
         if holds_run(directory):
             yield (
                 f"run.directory = {directory} holds a run already: set run.resume=auto to go on with it, "
-                "or another run.directory"
+                "run.resume=restart to put it aside, or another run.directory"
             )
     elif resume not in RESUME_WORDS and not Path(resume).is_dir():
         words = ", ".join(RESUME_WORDS)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
+from bridge_mcore.config.keys import members
 from bridge_mcore.config.model_files import has_chat_template
+from bridge_mcore.config.nearest import nearest
 from bridge_mcore.config.schema import Config, DataSource
 
 RL_METHODS = ("bridge", "rl_zero", "cold_start")
 SFT_METHODS = ("bridge", "sft", "cold_start")
+#: Generated tasks, as data.rl.task allows them.
+TASKS: tuple[str, ...] = get_args(members(DataSource.model_fields["task"].annotation)[0])
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
@@ -91,6 +96,17 @@ def file_problems(path: Path, key: str) -> Iterator[str]:
         yield f"{key} = {path} {what}"
     elif path.stat().st_size == 0:
         yield f"{key} = {path} is empty; at least one problem is needed"
+
+
+def file_or_task(value: str, key: str) -> tuple[Path | None, str | None, list[str]]:
+    """(file, None) or (None, generated task) that a command-line option means, and what is wrong with it."""
+    if value in TASKS:
+        return None, value, []
+    path = Path(value).expanduser()
+    if path.exists() or path.suffix in DATA_SUFFIXES:
+        return path, None, list(file_problems(path, key))
+    problem = f"{key} = {value} is no file, and no generated task{nearest(value, TASKS)} (there is {', '.join(TASKS)})"
+    return None, None, [problem]
 
 
 def template_problems(config: Config) -> Iterator[str]:

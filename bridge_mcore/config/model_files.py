@@ -141,7 +141,7 @@ def _has_tokenizer(directory: Path) -> bool:
 
 def _hub_hint(directory: Path) -> str:
     """`Qwen/Qwen2.5-0.5B` is a hub id, which the trainer does not fetch by itself."""
-    if directory.is_absolute() or len(directory.parts) != 2:
+    if directory.is_absolute() or len(directory.parts) != 2 or directory.parts[0] in ("models", "checkpoints", "runs"):
         return ""
     return f"; if it is a Hugging Face id, fetch it first: hf download {directory} --local-dir {directory}"
 

@@ -1,9 +1,9 @@
-"""What `bridge-mcore replay` reads besides weights: its options, settings.yaml and batch.jsonl, checked without torch."""
+"""What `bridge-mcore replay` reads besides weights: options, settings.yaml and batch.jsonl, checked without torch."""
 
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,10 +117,12 @@ def read_batch(path: Path, vocabulary: int | None = None, context: int | None = 
             # null fields are absent ones
             samples.append(ReplaySample(**{name: value for name, value in row.items() if value is not None}))
     if not samples and not problems:
-        problems = ["it is empty; give at least one sample"]
+        raise DataError(f"{path} is empty; give at least one sample, a JSON object a line")
     if problems:
-        shown = [*problems[:_MOST_PROBLEMS], *([f"… and {len(problems) - _MOST_PROBLEMS} more"] * (len(problems) > _MOST_PROBLEMS))]
-        raise DataError(f"{path}: {shown[0]}" if len(shown) == 1 else "\n  - ".join([f"{path} cannot be used:", *shown]))
+        if len(problems) > _MOST_PROBLEMS:
+            problems[_MOST_PROBLEMS:] = [f"… and {len(problems) - _MOST_PROBLEMS} more"]
+        one = f"{path}, {problems[0]}"
+        raise DataError(one if len(problems) == 1 else "\n  - ".join([f"{path} cannot be used:", *problems]))
     return samples
 
 
@@ -133,7 +135,7 @@ def _row_problems(row: Any, vocabulary: int | None, context: int | None) -> Iter
             yield f"unknown field '{name}'{nearest(name, _FIELDS)}"
     kind = row.get("kind")
     if kind not in ("sft", "rl"):
-        yield f"kind = {json.dumps(kind)}: must be \"sft\" or \"rl\""
+        yield f'kind = {json.dumps(kind)}: must be "sft" or "rl"'
     tokens, prompt = row.get("tokens"), row.get("prompt_length")
     if not isinstance(tokens, list) or len(tokens) < 2 or not all(_is_int(token) and token >= 0 for token in tokens):
         yield "tokens: must be a list of at least 2 token ids, whole numbers >= 0"
@@ -143,7 +145,8 @@ def _row_problems(row: Any, vocabulary: int | None, context: int | None) -> Iter
     if context is not None and len(tokens) > context:
         yield f"tokens: {len(tokens)} are more than the model's context of {context}"
     if not _is_int(prompt) or not 1 <= prompt < len(tokens):
-        yield f"prompt_length = {json.dumps(prompt)}: must be a whole number from 1 to {len(tokens) - 1} (tokens less one)"
+        most = f"{len(tokens) - 1} (tokens less one)"
+        yield f"prompt_length = {json.dumps(prompt)}: must be a whole number from 1 to {most}"
         return
     if kind == "rl":
         yield from _rl_problems(row, len(tokens) - prompt)
@@ -170,7 +173,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def check_replay(options: ReplayOptions) -> None:
@@ -207,9 +210,10 @@ def check_replay(options: ReplayOptions) -> None:
 
 
 def _target_problems(source: Path, target: Path, overwrite: bool) -> Iterator[str]:
-    inside, around = target.resolve().is_relative_to(source.resolve()), source.resolve().is_relative_to(target.resolve())
-    if inside or around:
-        yield f"OUT = {target} and IN = {source} lie in one another, so the case could be lost; choose another OUT"
+    out = target.resolve()
+    inputs = [(source / name).resolve() for name in ("model", "auxiliary", "adapter")]
+    if source.resolve().is_relative_to(out) or any(out.is_relative_to(held) for held in inputs):
+        yield f"OUT = {target} would replace what IN = {source} holds; choose another OUT"
     elif target.exists() and not target.is_dir():
         yield f"OUT = {target} is a file; give a directory that does not exist yet"
     elif target.exists() and any(target.iterdir()) and not overwrite:

@@ -44,13 +44,20 @@ class EvaluationResult:
 
 
 def evaluate(
-    sets: Mapping[str, Sequence[EncodedPrompt]], collector: Collector, params: SamplingParams, samples: int = 1
+    sets: Mapping[str, Sequence[EncodedPrompt]],
+    collector: Collector,
+    params: SamplingParams,
+    samples: int = 1,
+    first_key: int = 0,
 ) -> EvaluationResult:
-    """Answer every problem of every set `samples` times and verify. Collective; the same result on every rank."""
+    """Answer every problem of every set `samples` times and verify. Collective; the same result on every rank.
+
+    first_key: number of the first answer, so that blocks of one evaluation draw different random numbers.
+    """
     layout = collector.layout
     work = [(name, p, j) for name, prompts in sets.items() for p in prompts for j in range(samples)]
     mine = list(range(layout.data_rank, len(work), layout.data))
-    rollouts = collector.engine.generate([Request(i, tuple(work[i][1].tokens)) for i in mine], params)
+    rollouts = collector.engine.generate([Request(first_key + i, tuple(work[i][1].tokens)) for i in mine], params)
     verdicts = collector.verify([work[i][1].problem.answer for i in mine], rollouts)
     records: dict[int, Record] = {}
     for i, rollout, verdict in zip(mine, rollouts, verdicts, strict=True):

@@ -117,17 +117,10 @@ def _run(parallel: Parallel, threads: int, here: Callable[[], None], arguments: 
         launch(count, arguments, threads)
 
 
-def _quieten() -> None:
-    from bridge_mcore.platform.device import quieten
-
-    quieten()
-
-
 def run_training(config: Config) -> None:
     """`bridge-mcore train` with a checked config."""
 
     def here() -> None:
-        _quieten()
         from bridge_mcore.training.loop import train
 
         train(config)
@@ -142,7 +135,6 @@ def run_replay(options: ReplayOptions) -> None:
     """`bridge-mcore replay` with checked options."""
 
     def here() -> None:
-        _quieten()
         from bridge_mcore.training.replay import replay
 
         replay(options)

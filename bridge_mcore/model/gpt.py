@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
     gather_from_tensor_model_parallel_region,
@@ -150,6 +151,22 @@ def transformer_config(
     )
 
 
+def _mark_split_parameters(model: GPTModel) -> None:
+    """Say of each parameter how tensor parallelism splits it; Megatron does so only where it also initialises."""
+    for module in model.modules():
+        dims = {}
+        if isinstance(module, ColumnParallelLinear):
+            dims = {"weight": 0, "bias": 0}
+        elif isinstance(module, VocabParallelEmbedding):
+            dims = {"weight": 0}
+        elif isinstance(module, RowParallelLinear):
+            dims = {"weight": 1}
+        for name, dim in dims.items():
+            parameter = getattr(module, name, None)
+            if parameter is not None and not getattr(parameter, "tensor_model_parallel", False):
+                parameter.tensor_model_parallel, parameter.partition_dim, parameter.partition_stride = True, dim, 1
+
+
 def build_model(
     shape: ModelShape,
     parallel: Parallel,
@@ -179,6 +196,7 @@ def build_model(
         position_embedding_type="none",  # rotary angles come from PolicyModel.rotary
         share_embeddings_and_output_weights=shape.tied,
     )
+    _mark_split_parameters(model)
     model.shape = shape
     model.logprob_chunk = logprob_chunk
     model.inv_freq = shape.rope.inverse_frequencies(shape.head_dim).to(device)

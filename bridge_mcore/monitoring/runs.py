@@ -22,12 +22,13 @@ from bridge_mcore.monitoring.text import number
 
 METHOD_NAMES = {"bridge": "BRIDGE", "rl_zero": "RL-zero", "sft": "SFT", "cold_start": "cold start"}
 
-#: Phases of a step, as metrics name them (`seconds_…`) and as people do. An evaluation is no part of `seconds_step`.
+#: Phases of a step, as metrics name them and as people do; `seconds_step` covers them all.
 PHASES = {
     "seconds_rollout": "rollouts",
     "seconds_reward": "rewards",
     "seconds_reference": "reference policy",
     "seconds_train": "training",
+    "seconds_evaluation": "evaluation",
 }
 
 
@@ -143,13 +144,11 @@ def facts(run: Run) -> dict[str, Any]:
     reward, length = ends(run.series("reward")[1]), ends(run.series("response_length")[1])
     speed, lam = run.series("tokens_per_second")[1], run.series("lam")[1]
     before, after = number(before), number(after)
-    measured = run.total("seconds_step") + run.total("seconds_evaluation")
     memory = run.series("memory_gib")[1]
     phases = {name: run.total(key) for key, name in PHASES.items() if run.series(key)[1]}
+    measured = max(run.total("seconds_step"), sum(phases.values()))
     if run.series("seconds_step")[1]:
-        phases["other"] = max(run.total("seconds_step") - sum(phases.values()), 0.0)
-    if run.series("seconds_evaluation")[1]:
-        phases["evaluation"] = run.total("seconds_evaluation")
+        phases["other"] = measured - sum(phases.values())
     return {
         "run": str(run.directory),
         "method": run.method or None,

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import warnings
 from dataclasses import dataclass
 
 import torch
 
 from bridge_mcore.errors import ConfigError
+from bridge_mcore.platform.quiet import quieten
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,6 @@ class Platform:
         found = [k for k, there in self.kernels().items() if there and self.kind != "cpu"]
         kernels = f"fused kernels: {', '.join(found)}" if found else "PyTorch's kernels"
         return f"{name}, {self.backend}, torch {torch.__version__}, megatron-core {megatron.core.__version__}, {kernels}"
-
-
-def quieten() -> None:
-    """Silence what Megatron and torch warn about and `Platform.describe` says once; call it before importing them."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    for category in (UserWarning, FutureWarning, DeprecationWarning):
-        warnings.filterwarnings("ignore", category=category, module=r"(megatron|torch)\b.*")
 
 
 def setup_device(device: str, threads: int = 1) -> Platform:

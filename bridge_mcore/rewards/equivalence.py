@@ -6,6 +6,7 @@ its own timeouts (SIGALRM, main thread only) are off.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import Any
 
@@ -15,8 +16,8 @@ from math_verify.parser import LatexExtractionConfig
 
 logging.disable(logging.CRITICAL)  # "timeout is disabled"; stderr is closed anyway
 
-# The box before phrases such as "final answer is", since the text is nothing but one box. No ExprExtractionConfig: where
-# LaTeX fails it takes the last number it sees, so that `1, 2, 5?` would be a right answer for 5.
+# The box before phrases such as "final answer is", since the text is nothing but one box. No ExprExtractionConfig:
+# where LaTeX fails it takes the last number it sees, so that `1, 2, 5?` would be a right answer for 5.
 _READ = (LatexExtractionConfig(boxed_match_priority=0),)
 
 
@@ -49,7 +50,14 @@ def _parse(text: str) -> list[Any]:
 
 def _verify(gold: list[Any], answer: list[Any]) -> bool:
     # allow_set_relation_comp: 1 < x < 2 is the interval (1, 2)
-    return bool(verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None))
+    if verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None):
+        return True
+    # Against a lone variable Math-Verify compares spellings only, and finds that 2x/2 is not x.
+    return any(
+        isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr) and sympy.simplify(a - b).is_zero is True
+        for a, b in itertools.product(gold, answer)
+        if isinstance(a, sympy.Symbol) or isinstance(b, sympy.Symbol)
+    )
 
 
 def _expressions(parsed: list[Any]) -> list[Any]:

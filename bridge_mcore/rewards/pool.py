@@ -125,6 +125,7 @@ class Pool:
                 raise BridgeError("this worker pool is closed; make a new one")
             outcomes: list[Outcome | None] = [None] * len(jobs)
             waiting: deque[tuple[int, bytes]] = deque()
+            retried: set[int] = set()
             for index, job in enumerate(jobs):
                 frame = encode({"id": index, "job": job})
                 if len(frame) > MAX_FRAME:
@@ -134,7 +135,7 @@ class Pool:
             try:
                 while waiting or any(worker.job is not None for worker in self._workers):
                     self._assign(waiting)
-                    self._collect(outcomes)
+                    self._collect(outcomes, waiting, retried)
             except BaseException:  # Ctrl-C above all: a late reply must not meet the next call's jobs
                 self._drop([worker for worker in self._workers if not worker.idle])
                 raise
@@ -153,7 +154,7 @@ class Pool:
 
     def _assign(self, waiting: deque[tuple[int, bytes]]) -> None:
         """Hand jobs to idle workers; start workers while there are more jobs than hands."""
-        # Not a job's doing when a worker died idle, so no job is blamed for it.
+        # Spares the job a second hand-over.
         self._drop([worker for worker in self._workers if worker.idle and worker.process.poll() is not None])
         for worker in self._workers:
             if worker.idle and waiting:
@@ -169,7 +170,7 @@ class Pool:
                 ) from error
             starting += 1
 
-    def _collect(self, outcomes: list[Outcome | None]) -> None:
+    def _collect(self, outcomes: list[Outcome | None], waiting: deque[tuple[int, bytes]], retried: set[int]) -> None:
         """Wait until a worker says something, dies or runs out of time; note what became of its job."""
         busy = [worker for worker in self._workers if not worker.idle]
         poll = select.poll()
@@ -186,14 +187,23 @@ class Pool:
                 alive, messages = worker.read()
                 for message in messages:
                     self._receive(worker, message, outcomes)
-                if not alive and worker in self._workers:
-                    self._bury(worker, outcomes)
+                if alive or worker not in self._workers:
+                    continue
+                if worker.job is not None and not worker.began and worker.job not in retried:
+                    # It had died, or was dying, when the job was handed over. Once only: reading it may be what kills.
+                    retried.add(worker.job)
+                    waiting.appendleft((worker.job, worker.frame))
+                    worker.job = None
+                self._bury(worker, outcomes)
             elif time.monotonic() >= worker.deadline:
                 self._overdue(worker, outcomes)
 
     def _receive(self, worker: WorkerProcess, message: dict[str, Any], outcomes: list[Outcome | None]) -> None:
         if "ready" in message:
             worker.ready, self._failed_starts = True, 0
+            return
+        if "began" in message:
+            worker.began = True
             return
         index, worker.job = worker.job, None
         if message["id"] != index:

@@ -45,6 +45,8 @@ class WorkerProcess:
         self._incoming, self._outgoing = bytearray(), bytearray(encode(settings))
         self.ready = False
         self.job: int | None = None
+        self.frame = b""
+        self.began = False
         self.deadline = time.monotonic() + START_SECONDS
 
     @property
@@ -59,7 +61,8 @@ class WorkerProcess:
 
     def give(self, index: int, frame: bytes, wall_seconds: float) -> None:
         """Hand over a job; what the pipe does not take at once is left for :meth:`write`."""
-        self.job, self.deadline = index, time.monotonic() + wall_seconds
+        self.job, self.frame, self.began = index, frame, False
+        self.deadline = time.monotonic() + wall_seconds
         self._outgoing += frame
         self.write()
 

@@ -170,6 +170,8 @@ def main() -> None:
     os.dup2(null, 2)  # until here the parent kept what went wrong; from here on it is library noise
     while True:
         request = requests.read()
+        # From here on, and not before, this job may be what ends the process.
+        _write(replies, {"began": request["id"]})
         requests.watch_parent(True)
         signal.setitimer(signal.ITIMER_REAL, settings["wall_seconds"])
         signal.setitimer(signal.ITIMER_PROF, settings["cpu_seconds"])

@@ -72,7 +72,7 @@ class Course:
         if not session.evaluation:
             return {}
         began = time.perf_counter()
-        with phase(f"evaluating after step {step}") if self._writer and not self._progress else nullcontext():
+        with phase(f"evaluating after step {step}") if self._writer else nullcontext():
             result = evaluate(session.evaluation, session.collector, session.greedy)
         self.accuracies.append((step, result.accuracy))
         count = session.config.evaluation.samples

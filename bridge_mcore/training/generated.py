@@ -65,6 +65,7 @@ def make_model(config: Config, platform: Platform, layout: Layout, target: Path)
         if layout.is_main:
             import transformers
 
+            transformers.utils.logging.disable_progress_bar()
             tokenizer = task_tokenizer(task)
             tokenizer.save_pretrained(directory)
             torch.manual_seed(config.run.seed)

@@ -100,7 +100,8 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest) ->
             if config.evaluation.every and step % config.evaluation.every == 0 and step < total:
                 metrics |= course.evaluate(session, step)
             metrics["seconds_step"] = time.perf_counter() - began
-            metrics["tokens_per_second"] = metrics.pop("tokens") / metrics["seconds_step"]
+            working = metrics["seconds_step"] - metrics.get("seconds_evaluation", 0.0)
+            metrics["tokens_per_second"] = metrics.pop("tokens") / working
             course.record(step, metrics)
             if step == total or stop.agree() or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 save(session, step, course)

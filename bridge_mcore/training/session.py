@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from bridge_mcore.config.schema import Config
-from bridge_mcore.data.pairs import EncodedPrompt, check_tokenizer, encode_prompts, encode_traces
+from bridge_mcore.data.pairs import EncodedPrompt, encode_prompts, encode_traces
 from bridge_mcore.data.problems import load_problems, source_name
 from bridge_mcore.data.sampler import ShuffledSampler
+from bridge_mcore.data.stops import load_tokenizer, stop_token_ids
 from bridge_mcore.data.templates import EncodedTrace, PromptTemplate
-from bridge_mcore.errors import CheckpointError, ConfigError, DataError
+from bridge_mcore.errors import ConfigError, DataError
 from bridge_mcore.methods import make_method
 from bridge_mcore.methods.base import RL, SFT, Method
 from bridge_mcore.model.families import find_family
@@ -61,29 +62,6 @@ class Session:
         self.trace_order.load_state_dict(state["traces"])
 
 
-def load_tokenizer(directory: Path, vocab_size: int) -> Any:
-    """The checkpoint's tokenizer, checked against its vocabulary. CheckpointError if it does not load or match."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except Exception as error:  # transformers raises many types for an unreadable tokenizer
-        raise CheckpointError(f"the tokenizer of {directory} cannot be loaded: {error}") from error
-    check_tokenizer(tokenizer, vocab_size)
-    return tokenizer
-
-
-def _model_stops(source: Path) -> list[int]:
-    """End tokens that the checkpoint's generation_config.json names."""
-    import json
-
-    path = source / "generation_config.json"
-    if not path.is_file():
-        return []
-    stops = json.loads(path.read_text()).get("eos_token_id")
-    return [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
-
-
 @contextmanager
 def open_session(config: Config, platform: Platform, layout: Layout, source: Path) -> Iterator[Session]:
     """Load data, model and verifier; anything that would fail later fails here. The verifier ends with the context."""
@@ -97,7 +75,7 @@ def open_session(config: Config, platform: Platform, layout: Layout, source: Pat
     with shown("reading the data"):
         tokenizer = load_tokenizer(source, shape.vocab_size)
         template = PromptTemplate(tokenizer, config.data.template, config.data.system_prompt)
-        stops = tuple(sorted({*template.stop_tokens, *_model_stops(source), *config.rollout.stop_token_ids}))
+        stops = stop_token_ids(source, template, config.rollout.stop_token_ids)
         needed = frozenset().union(*(method.components(s) for s in range(config.training.steps)))
         new = config.rollout.max_new_tokens
         prompts, traces = [], []

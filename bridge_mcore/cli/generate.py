@@ -1,0 +1,75 @@
+"""`bridge-mcore generate`: what a checkpoint answers to one prompt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bridge_mcore.config.types import Device, Template
+from bridge_mcore.errors import ConfigError
+
+
+def generate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of a Hugging Face checkpoint.")],
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="The problem. Without it, all of standard input is.", show_default=False),
+    ] = None,
+    template: Annotated[Template, typer.Option(help="How the problem becomes a prompt.")] = "chat",
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, metavar="T", help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(metavar="P", help="Sample from the smallest set of tokens with probability P.")
+    ] = 1.0,
+    samples: Annotated[int, typer.Option(min=1, metavar="K", help="Answers to give.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of sampling.")] = 0,
+    device: Annotated[Device, typer.Option(help="Where the model runs.")] = "cpu",
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="PEFT LoRA adapter to put on the model.", show_default=False)
+    ] = None,
+) -> None:
+    """Let a model answer a prompt.
+
+    \b
+    Examples:
+      bridge-mcore generate runs/quickstart/export --template plain --prompt "Q:a3b2c1A:"
+      echo "What is 12 times 7?" | bridge-mcore generate Qwen2.5-0.5B-Instruct --temperature 0.8 --samples 4
+    """
+    from bridge_mcore.config.checks import inference_problems
+    from bridge_mcore.config.load import raise_problems
+    from bridge_mcore.config.model_files import adapter_problems
+    from bridge_mcore.rollout.options import GenerateOptions
+
+    model = model.expanduser()
+    problems = inference_problems(model, "MODEL", template, max_new_tokens)
+    if not 0 < top_p <= 1:
+        problems.append(f"--top-p {top_p:g}: must be above 0 and at most 1")
+    if samples > 1 and temperature == 0:
+        problems.append(f"--samples {samples} needs --temperature above 0: without, all answers are equal")
+    if adapter is not None:
+        adapter = adapter.expanduser()
+        problems += adapter_problems(adapter, "--adapter")
+    raise_problems(problems, "this cannot be generated")
+    options = GenerateOptions(
+        model, _text(prompt), template, max_new_tokens, temperature, top_p, samples, seed, device, adapter
+    )
+
+    from bridge_mcore.rollout.command import run_generate
+
+    run_generate(options)
+
+
+def _text(prompt: str | None) -> str:
+    if prompt is None:
+        if sys.stdin.isatty():
+            typer.echo("Type the prompt, then Ctrl-D on a line of its own:", err=True)
+        try:
+            prompt = sys.stdin.read().rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise ConfigError("standard input is not UTF-8 text; convert it, or give --prompt TEXT") from error
+    if not prompt.strip():
+        raise ConfigError("the prompt is empty; give --prompt TEXT, or text on standard input")
+    return prompt

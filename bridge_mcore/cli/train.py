@@ -1,0 +1,44 @@
+"""`bridge-mcore train`: a run, from its configuration to an exported checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="What to run; every key has a default but model and data.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Changes to the configuration; `bridge-mcore keys` lists the keys.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Train a model with BRIDGE, RL, SFT or cold start.
+
+    The configuration is checked in full first. Everything the run writes (metrics, checkpoints, the figure, the
+    exported Hugging Face checkpoint, and the configuration as it was resolved) goes to run.directory. Relative paths
+    are relative to the present directory. Ctrl-C writes a checkpoint; run.resume=auto goes on from the newest one.
+
+    \b
+    Examples:
+      bridge-mcore train examples/quickstart.yaml
+      bridge-mcore train examples/quickstart.yaml training.steps=20 run.directory=runs/short
+      bridge-mcore train runs/short/config.yaml run.resume=auto
+    """
+    from bridge_mcore.config.checks import check_config
+    from bridge_mcore.config.load import load_config
+
+    checked = load_config(config, overrides or [])
+    check_config(checked)
+
+    from bridge_mcore.launch.local import run_training
+
+    run_training(checked)

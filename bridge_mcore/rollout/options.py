@@ -1,0 +1,35 @@
+"""What `bridge-mcore generate` was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """One prompt and how to continue it, checked by the command line.
+
+    Attributes:
+        model: HF checkpoint directory.
+        prompt: the problem, before the template.
+        template: how the problem becomes a prompt (`data.template`).
+        max_new_tokens: longest continuation, tokens.
+        temperature: 0 is greedy.
+        top_p: sample from the smallest set of tokens with this probability.
+        samples: continuations.
+        seed: of sampling.
+        device: cpu or cuda.
+        adapter: PEFT LoRA adapter to put on the model.
+    """
+
+    model: Path
+    prompt: str
+    template: str = "chat"
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1
+    seed: int = 0
+    device: str = "cpu"
+    adapter: Path | None = None
