@@ -55,13 +55,13 @@ def evaluate(
     from bridge_mcore.config.checks import inference_problems
     from bridge_mcore.config.data_checks import file_or_task
     from bridge_mcore.config.load import raise_problems
-    from bridge_mcore.config.model_files import directory_sizes
+    from bridge_mcore.config.model_files import default_new_tokens
     from bridge_mcore.evaluation.options import EvaluationOptions
 
     model = model.expanduser()
     path, task, problems = file_or_task(data, "--data")
     if max_new_tokens is None:
-        max_new_tokens = min(1024, (directory_sizes(model).context or 2048) // 2)
+        max_new_tokens = default_new_tokens(model, 1024)
     problems += inference_problems(model, "MODEL", template, max_new_tokens)
     if samples > 1 and temperature == 0:
         problems.append(f"--samples {samples} needs --temperature above 0: without, all answers to a problem are equal")

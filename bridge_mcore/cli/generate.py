@@ -19,7 +19,15 @@ def generate(
         typer.Option(metavar="TEXT", help="The problem. Without it, all of standard input is.", show_default=False),
     ] = None,
     template: Annotated[Template, typer.Option(help="How the problem becomes a prompt.")] = "chat",
-    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")] = 256,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Longest answer, in tokens.  [default: 256, or half the model's context]",
+            show_default=False,
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, metavar="T", help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[
         float, typer.Option(metavar="P", help="Sample from the smallest set of tokens with probability P.")
@@ -40,10 +48,12 @@ def generate(
     """
     from bridge_mcore.config.checks import inference_problems
     from bridge_mcore.config.load import raise_problems
-    from bridge_mcore.config.model_files import adapter_problems
+    from bridge_mcore.config.model_files import adapter_problems, default_new_tokens
     from bridge_mcore.rollout.options import GenerateOptions
 
     model = model.expanduser()
+    if max_new_tokens is None:
+        max_new_tokens = default_new_tokens(model, 256)
     problems = inference_problems(model, "MODEL", template, max_new_tokens)
     if not 0 < top_p <= 1:
         problems.append(f"--top-p {top_p:g}: must be above 0 and at most 1")

@@ -9,8 +9,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, cast
 
 import typer
 
@@ -62,9 +63,9 @@ def verify(
         progress.finish()
 
 
-def _open(file: Path) -> contextlib.AbstractContextManager[BinaryIO]:
+def _open(file: Path) -> contextlib.AbstractContextManager[BufferedIOBase]:
     if str(file) == "-":
-        return contextlib.nullcontext(sys.stdin.buffer)
+        return contextlib.nullcontext(cast(BufferedIOBase, sys.stdin.buffer))
     try:
         return file.open("rb")
     except OSError as error:
@@ -83,7 +84,7 @@ def _verify_batch(batch: list[_Item], verifier: MathVerifier, progress: _Progres
     progress.show()
 
 
-def _batches(stream: BinaryIO, name: str) -> Iterator[list[_Item]]:
+def _batches(stream: BufferedIOBase, name: str) -> Iterator[list[_Item]]:
     """(gold, response) pairs in batches, with the verdict itself for a line that holds none.
 
     A batch ends where what has come in so far ends, so that a program at the other end of a pipe that waits for a
@@ -103,7 +104,7 @@ def _batches(stream: BinaryIO, name: str) -> Iterator[list[_Item]]:
             yield batch
 
 
-def _line_groups(stream: BinaryIO) -> Iterator[list[bytes | None]]:
+def _line_groups(stream: BufferedIOBase) -> Iterator[list[bytes | None]]:
     """The lines that each read completes; None for one longer than MAX_LINE, which is not held whole."""
     rest, skipping = bytearray(), False
     while chunk := stream.read1(1 << 20):

@@ -65,6 +65,11 @@ def directory_sizes(directory: Path) -> Sizes:
     )
 
 
+def default_new_tokens(directory: Path, most: int) -> int:
+    """`most`, or half the context of a small model, so that the prompt has room too."""
+    return min(most, (directory_sizes(directory).context or 2 * most) // 2)
+
+
 def model_problems(directory: Path, key: str, tokenizer: bool = True) -> Iterator[str]:
     """What keeps `directory` from being an HF checkpoint that can be read; `key` is what the user called it."""
     if not directory.is_dir():

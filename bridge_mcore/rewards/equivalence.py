@@ -32,7 +32,7 @@ def equivalent(job: list[str]) -> dict[str, Any]:
         note = "the gold answer cannot be read as mathematics; compared as text"
     else:
         note = "different"
-    if not _verify(gold, answer) and not _verify(_imaginary(gold), _imaginary(answer)):
+    if not _verify(gold, answer) and not _verify_with_imaginary_unit(gold, answer):
         return {"equal": False, "note": note}
     if _is_approximation(gold, answer):
         return {"equal": False, "note": "a decimal approximation of an exact answer"}
@@ -64,9 +64,15 @@ def _expressions(parsed: list[Any]) -> list[Any]:
     return [item for item in parsed if not isinstance(item, str)]
 
 
-def _imaginary(parsed: list[Any]) -> list[Any]:
-    """The letter i as the imaginary unit: Math-Verify reads e^{i\\pi} with a variable i, which is not -1."""
-    return [_replace(item, lambda atom: sympy.I if _is_i(atom) else atom) for item in _expressions(parsed)]
+def _verify_with_imaginary_unit(gold: list[Any], answer: list[Any]) -> bool:
+    """Once more with the letter i as the imaginary unit: Math-Verify takes that of e^{i\\pi} for a variable."""
+    if not any(_is_i(symbol) for item in _expressions(gold + answer) for symbol in item.atoms(sympy.Symbol)):
+        return False
+    one, other = (
+        [_replace(item, lambda atom: sympy.I if _is_i(atom) else atom) for item in _expressions(parsed)]
+        for parsed in (gold, answer)
+    )
+    return _verify(one, other)
 
 
 def _is_i(atom: Any) -> bool:

@@ -50,14 +50,14 @@ class MathVerifier:
 
         :raises BridgeError: the worker processes cannot be started, or the verifier is closed.
         """
-        verdicts: list[Verdict | None] = []
+        verdicts: dict[int, Verdict] = {}
         undecided: dict[tuple[str, str], list[int]] = {}  # equal pairs of a batch are compared once
         for index, (gold, response) in enumerate(pairs):
             decided = _prepare(gold, response)
-            if isinstance(decided, tuple):
+            if isinstance(decided, Verdict):
+                verdicts[index] = decided
+            else:
                 undecided.setdefault(decided, []).append(index)
-                decided = None
-            verdicts.append(decided)
         for pair in list(undecided):
             if (known := self._recall(pair)) is not None:
                 for index in undecided.pop(pair):
@@ -69,8 +69,8 @@ class MathVerifier:
                 for index in indices:
                     verdicts[index] = verdict
         with self._lock:
-            self.counts.update(verdict.verdict for verdict in verdicts)
-        return verdicts
+            self.counts.update(verdict.verdict for verdict in verdicts.values())
+        return [verdicts[index] for index in range(len(pairs))]
 
     def close(self) -> None:
         """End the worker processes."""

@@ -123,7 +123,7 @@ class Pool:
         with self._lock:
             if self._closed:
                 raise BridgeError("this worker pool is closed; make a new one")
-            outcomes: list[Outcome | None] = [None] * len(jobs)
+            outcomes: dict[int, Outcome] = {}
             waiting: deque[tuple[int, bytes]] = deque()
             retried: set[int] = set()
             for index, job in enumerate(jobs):
@@ -139,7 +139,7 @@ class Pool:
             except BaseException:  # Ctrl-C above all: a late reply must not meet the next call's jobs
                 self._drop([worker for worker in self._workers if not worker.idle])
                 raise
-            return outcomes
+            return [outcomes[index] for index in range(len(jobs))]
 
     def close(self) -> None:
         """End the workers. May be called twice."""
@@ -158,7 +158,7 @@ class Pool:
         self._drop([worker for worker in self._workers if worker.idle and worker.process.poll() is not None])
         for worker in self._workers:
             if worker.idle and waiting:
-                worker.give(*waiting.popleft(), self._settings["wall_seconds"])
+                worker.give(*waiting.popleft(), self.limits["wall_seconds"])
         starting = sum(not worker.ready for worker in self._workers)
         while len(self._workers) < self._size and starting < len(waiting):
             try:
@@ -170,7 +170,7 @@ class Pool:
                 ) from error
             starting += 1
 
-    def _collect(self, outcomes: list[Outcome | None], waiting: deque[tuple[int, bytes]], retried: set[int]) -> None:
+    def _collect(self, outcomes: dict[int, Outcome], waiting: deque[tuple[int, bytes]], retried: set[int]) -> None:
         """Wait until a worker says something, dies or runs out of time; note what became of its job."""
         busy = [worker for worker in self._workers if not worker.idle]
         poll = select.poll()
@@ -198,7 +198,7 @@ class Pool:
             elif time.monotonic() >= worker.deadline:
                 self._overdue(worker, outcomes)
 
-    def _receive(self, worker: WorkerProcess, message: dict[str, Any], outcomes: list[Outcome | None]) -> None:
+    def _receive(self, worker: WorkerProcess, message: dict[str, Any], outcomes: dict[int, Outcome]) -> None:
         if "ready" in message:
             worker.ready, self._failed_starts = True, 0
             return
@@ -206,8 +206,7 @@ class Pool:
             worker.began = True
             return
         index, worker.job = worker.job, None
-        if message["id"] != index:
-            raise AssertionError(f"reply to job {message['id']} while job {index} was running")
+        assert index is not None and message["id"] == index, f"reply to job {message['id']} while {index} was running"
         if message.get("memory"):
             outcomes[index] = Outcome(
                 "crashed", reason=f"it needed more than {self.limits['memory_gib']:g} GiB of memory"
@@ -219,7 +218,7 @@ class Pool:
         if message["retire"]:
             self._drop([worker])
 
-    def _bury(self, worker: WorkerProcess, outcomes: list[Outcome | None]) -> None:
+    def _bury(self, worker: WorkerProcess, outcomes: dict[int, Outcome]) -> None:
         self._workers.remove(worker)
         status, said = worker.end()
         if not worker.ready:
@@ -233,9 +232,9 @@ class Pool:
                 outcome = Outcome("crashed", reason=f"its worker process ended with {_describe(status)}")
             outcomes[worker.job] = outcome
 
-    def _overdue(self, worker: WorkerProcess, outcomes: list[Outcome | None]) -> None:
+    def _overdue(self, worker: WorkerProcess, outcomes: dict[int, Outcome]) -> None:
         self._drop([worker])
-        if worker.ready:
+        if worker.job is not None:
             outcomes[worker.job] = self._too_long()
         else:
             self._start_failed(f"it was not ready after {START_SECONDS:g} s")

@@ -40,11 +40,13 @@ class WorkerProcess:
             env=environment,
             process_group=0,  # Ctrl-C in the terminal is for the trainer only
         )
-        self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
+        assert self.process.stdin and self.process.stdout and self.process.stderr  # all three are pipes
+        self._pipes = (self.process.stdin, self.process.stdout, self.process.stderr)
+        self.stdin, self.stdout, self._stderr = (pipe.fileno() for pipe in self._pipes)
         os.set_blocking(self.stdin, False)
         self._incoming, self._outgoing = bytearray(), bytearray(encode(settings))
         self.ready = False
-        self.job: int | None = None
+        self.job: int | None = None  # its index in the call
         self.frame = b""
         self.began = False
         self.deadline = time.monotonic() + START_SECONDS
@@ -96,8 +98,8 @@ class WorkerProcess:
             status = self.kill()
         said = b""
         if not self.ready:
-            os.set_blocking(self.process.stderr.fileno(), False)
-            said = self.process.stderr.read(1 << 16) or b""
+            os.set_blocking(self._stderr, False)
+            said = self._pipes[2].read(1 << 16) or b""
         self.close()
         return status, said.decode(errors="replace").strip()
 
@@ -108,5 +110,5 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Let go of the pipes."""
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+        for pipe in self._pipes:
             pipe.close()

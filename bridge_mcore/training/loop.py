@@ -66,8 +66,9 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest) ->
     config, total = session.config, session.config.training.steps
     beta = config.optimizer.beta or config.optimizer.alpha
     factor = rate_factor(config.optimizer.schedule, config.optimizer.warmup_steps, total)
-    if step == 0 and config.evaluation.before:
+    if step == 0 and config.evaluation.before and not course.accuracies:
         course.evaluate(session, 0)
+    saved = step if step else None
     with course.progress(total, step, session.layout.is_main):
         while step < total and not stop.agree():
             began = time.perf_counter()
@@ -103,8 +104,11 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest) ->
             working = metrics["seconds_step"] - metrics.get("seconds_evaluation", 0.0)
             metrics["tokens_per_second"] = metrics.pop("tokens") / working
             course.record(step, metrics)
-            if step == total or stop.agree() or (config.checkpoint.every and step % config.checkpoint.every == 0):
+            if step == total or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 save(session, step, course)
+                saved = step
+        if saved != step:
+            save(session, step, course)  # a stop was asked for
 
 
 def gather_samples(session: Session, step: int) -> tuple[list[Sample], list[Sample] | None, dict[str, Any]]:

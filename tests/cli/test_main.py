@@ -56,6 +56,10 @@ def run(*arguments: str) -> int:
     return 0
 
 
+def words(text: str) -> list[str]:
+    return text.split(" ")
+
+
 class TestHelp:
     @pytest.mark.parametrize("command", COMMANDS)
     def test_every_command(self, command: str) -> None:
@@ -175,20 +179,7 @@ class TestEvaluate:
 
     def test_more_options(self, called: list[Any], tmp_path: Path) -> None:
         model, data, output = make_model(tmp_path / "m"), write(tmp_path / "d.jsonl", "{}\n"), tmp_path / "o.jsonl"
-        options = [
-            "--max-new-tokens",
-            "9",
-            "--limit",
-            "5",
-            "--samples",
-            "3",
-            "--temperature",
-            "0.5",
-            "--device",
-            "cuda",
-            "--seed",
-            "2",
-        ]
+        options = words("--max-new-tokens 9 --limit 5 --samples 3 --temperature 0.5 --device cuda --seed 2")
         assert run("eval", model, "--data", data, *options, "--output", output) == 0
         assert called == [EvaluationOptions(model, data, None, "chat", 9, 5, 3, 0.5, output, "cuda", 2)]
 
@@ -214,20 +205,7 @@ class TestEvaluate:
 class TestGenerate:
     def test_options(self, called: list[Any], tmp_path: Path) -> None:
         model, adapter = make_model(tmp_path / "m"), make_adapter(tmp_path / "a")
-        options = [
-            "--template",
-            "plain",
-            "--max-new-tokens",
-            "9",
-            "--temperature",
-            "0.5",
-            "--top-p",
-            "0.9",
-            "--samples",
-            "2",
-            "--seed",
-            "3",
-        ]
+        options = words("--template plain --max-new-tokens 9 --temperature 0.5 --top-p 0.9 --samples 2 --seed 3")
         assert run("generate", model, "--prompt", "Hi", *options, "--adapter", adapter) == 0
         assert called == [GenerateOptions(model, "Hi", "plain", 9, 0.5, 0.9, 2, 3, "cpu", adapter)]
 
@@ -253,20 +231,7 @@ class TestGenerate:
 class TestReplay:
     def test_options(self, called: list[Any], tmp_path: Path) -> None:
         case = make_case(tmp_path / "case")
-        options = [
-            "--dtype",
-            "bfloat16",
-            "--micro-batch-size",
-            "3",
-            "--tp",
-            "2",
-            "--pp",
-            "2",
-            "--dp",
-            "2",
-            "--sp",
-            "--overwrite",
-        ]
+        options = words("--dtype bfloat16 --micro-batch-size 3 --tp 2 --pp 2 --dp 2 --sp --overwrite")
         assert run("replay", case, tmp_path / "out", *options) == 0
         found: ReplayOptions = called[0]
         assert (found.source, found.target, found.dtype) == (case, tmp_path / "out", "bfloat16")

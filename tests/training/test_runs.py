@@ -1,0 +1,163 @@
+"""Whole runs from the command line: a kill at any moment changes nothing, stops leave checkpoints, bad steps are saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+CONFIG = """
+run: {directory: DIRECTORY, seed: 3}
+model: {generated: {layers: 1, hidden_size: 32, heads: 1, kv_heads: 1, intermediate_size: 64,
+        warm_start: {steps: 4, batch_size: 8}}}
+adapter: {rank: 4}
+objective: {kl_coefficient: 0.01}
+optimizer: {alpha: 1e-3, beta: 2e-3}
+training: {steps: 8, prompts_per_step: 4, traces_per_step: 3}
+rollout: {samples_per_prompt: 2, max_new_tokens: 12}
+data:
+  template: plain
+  rl: {task: running_sums, size: 37, difficulty: [2, 4]}
+  sft: {task: running_sums, size: 11, difficulty: [2, 4], seed: 5}
+  evaluation: [{task: running_sums, split: test, size: 8, difficulty: [2, 4]}]
+evaluation: {every: 3}
+checkpoint: {every: 2, keep: 2}
+monitoring: {tensorboard: false, figure: false}
+"""
+#: What a clock or the machine decides.
+VOLATILE = ("seconds", "tokens_per_second", "memory")
+
+
+def config_for(directory: Path, tmp_path: Path, **replace: str) -> Path:
+    text = CONFIG.replace("DIRECTORY", str(directory))
+    for old, new in replace.items():
+        text = text.replace(old, new)
+    path = tmp_path / f"{directory.name}.yaml"
+    path.write_text(text)
+    return path
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "bridge_mcore", "train", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    process = start(*arguments)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == code, out
+    return out
+
+
+def metrics_of(directory: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(VOLATILE)} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nobody disturbs."""
+    tmp_path = tmp_path_factory.mktemp("whole")
+    run(config_for(tmp_path / "run", tmp_path))
+    return tmp_path / "run"
+
+
+def test_a_whole_run_leaves_what_it_promises(whole):
+    rows = metrics_of(whole)
+    assert [r["step"] for r in rows] == list(range(1, 9))
+    for name in ("reward", "response_length", "gain", "lam", "j_sft", "j_rl", "j_rl_auxiliary", "groups_with_signal",
+                 "entropy", "clip_fraction", "kl", "truncated", "logprob_gap_mean", "logprob_gap_max",
+                 "grad_norm_theta", "grad_norm_theta_hat", "grad_norm_w", "update_norm_theta", "update_norm_w"):  # fmt: skip
+        assert all(isinstance(r[name], float | int) for r in rows), name
+    # θ̂ = θ at k = 0: the gain is exactly 0 and w's RL gradient vanishes with it.
+    assert rows[0]["gain"] == 0.0
+    assert any(r["gain"] != 0.0 for r in rows[1:])
+    assert max(r["logprob_gap_max"] for r in rows) < 1e-4
+    summary = json.loads((whole / "summary.json").read_text())
+    assert {"accuracy_before", "accuracy_after", "seconds"} <= set(summary)
+    for name in ("export/config.json", "export/tokenizer.json", "export_peft/adapter", "config.yaml"):
+        assert (whole / name).exists(), name
+    assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step_00000006", "step_00000008"]
+
+
+def test_sigkill_at_random_moments_and_resume_is_exact(whole, tmp_path, seed):
+    """Killed three times without warning and resumed: metrics and exported weights are those of the whole run."""
+    directory = tmp_path / "run"
+    path = config_for(directory, tmp_path)
+    rng = random.Random(seed)
+    kills = 0
+    for attempt in range(20):
+        process = start(path, "run.resume=auto")
+        metrics = directory / "metrics.jsonl"
+        # Wait until it trains, then a random while: in generation, in an update, or while a checkpoint is written.
+        lines = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        deadline = time.time() + 120
+        while process.poll() is None and time.time() < deadline and kills < 3:
+            now = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+            if now > lines or (now and now < lines):
+                time.sleep(rng.uniform(0, 0.3))
+                process.kill()
+                kills += 1
+                break
+            time.sleep(0.002)
+        out, _ = process.communicate(timeout=300)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, out
+    assert kills and process.returncode == 0, (attempt, kills)
+    assert metrics_of(directory) == metrics_of(whole)
+    ours, theirs = (load_file(d / "export" / "model.safetensors") for d in (directory, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
+    directory = tmp_path / "run"
+    process = start(config_for(directory, tmp_path, **{"steps: 8": "steps: 4000", "every: 2,": "every: 0,"}))
+    deadline = time.time() + 120
+    while not (directory / "metrics.jsonl").exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, out
+    assert "run.resume=auto" in out
+    steps = len(metrics_of(directory))
+    assert [p.name for p in (directory / "checkpoints").iterdir()] == [f"step_{steps:08d}"]
+
+
+def test_nan_stops_the_run_names_the_step_and_saves_a_case(whole, tmp_path):
+    """NaN weights: the loss is NaN in step 1; the case that is saved is a replay case and replay says the same."""
+    model = tmp_path / "model"
+    subprocess.run(["cp", "-r", str(whole / "base"), str(model)], check=True)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    text = CONFIG.replace("DIRECTORY", str(tmp_path / "run"))
+    start_of, end_of = text.index("model:"), text.index("adapter:")
+    path = tmp_path / "nan.yaml"
+    path.write_text(text[:start_of] + f"model: {{path: {model}}}\nmethod: {{name: sft}}\n" + text[end_of:])
+    out = run(path, "evaluation.before=false", code=3)
+    assert "step 1" in out and "J_SFT = nan" in out and "Traceback" not in out
+    case = tmp_path / "run" / "cases" / "failed_step_00000001"
+    assert len((case / "batch.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_run_is_not_overwritten_and_a_damaged_checkpoint_is_not_used(whole, tmp_path):
+    path = config_for(whole, tmp_path)
+    assert "run.resume" in run(path, code=2)
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(whole), str(copy)], check=True)
+    newest = copy / "checkpoints" / "step_00000008"
+    (newest / "rank_00000.safetensors").write_bytes(b"torn")
+    out = run(config_for(copy, tmp_path), "run.resume=auto")
+    assert "missing or truncated" in out and "resuming from" in out and "step_00000006" in out
+    assert metrics_of(copy) == metrics_of(whole)
