@@ -70,12 +70,12 @@ def _checksum(path: Path) -> int:
     return value
 
 
-def save_state(directory: Path, policy: Policy, step: int, extra: dict[str, Any], layout: dict[str, int]) -> Path:
+def save_state(directory: Path, policy: Policy, step: int, extra: dict[str, Any], layout: dict[str, Any]) -> Path:
     """Write `directory`/step_N atomically. Collective.
 
     Args:
         extra: JSON-able state of everything that is no tensor (samplers, counters).
-        layout: parallel sizes, which a resume must repeat.
+        layout: parallel sizes, method and optimizer, which a resume must repeat.
     Raises:
         TrainingError: if the disk is full; earlier checkpoints are untouched.
     """
@@ -88,7 +88,7 @@ def save_state(directory: Path, policy: Policy, step: int, extra: dict[str, Any]
         rng = {"torch": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()}
         if policy.platform.kind != "cpu":
             rng["cuda"] = base64.b64encode(torch.cuda.get_rng_state().numpy().tobytes()).decode()
-        meta = {"extra": extra, "rng": rng, "group_steps": _group_steps(policy)}
+        meta = {"extra": extra, "rng": rng, "group_steps": _group_steps(policy), "tensors": sorted(tensors)}
         (temporary / f"{name}.json").write_text(json.dumps(meta))
         mine = {
             path.name: {"bytes": path.stat().st_size, "crc32": _checksum(path)}
@@ -120,7 +120,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def load_state(directory: Path, policy: Policy, layout: dict[str, int]) -> tuple[int, dict[str, Any]]:
+def load_state(directory: Path, policy: Policy, layout: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """Restore everything that `save_state` wrote. Returns (step, extra).
 
     Raises CheckpointError for a corrupt file, another layout, or any tensor that is missing or left over: optimizer
@@ -128,7 +128,7 @@ def load_state(directory: Path, policy: Policy, layout: dict[str, int]) -> tuple
     """
     manifest = read_manifest(directory)
     if manifest["layout"] != layout:
-        raise CheckpointError(f"{directory} was written with the layout {manifest['layout']}, this run has {layout}")
+        raise CheckpointError(f"{directory} was written with {manifest['layout']}, this run has {layout}; they must be equal to resume")
     name = f"rank_{dist.get_rank():05d}"
     for file in (f"{name}.safetensors", f"{name}.json"):
         if _checksum(directory / file) != manifest["files"][file]["crc32"]:
@@ -138,7 +138,7 @@ def load_state(directory: Path, policy: Policy, layout: dict[str, int]) -> tuple
     except SafetensorError as error:
         raise CheckpointError(f"{directory / name}.safetensors cannot be read: {error}") from error
     meta = json.loads((directory / f"{name}.json").read_text())
-    problems: list[str] = []
+    problems = [f"'{key}' is missing" for key in meta["tensors"] if key not in stored]
     with torch.no_grad():
         for group in (BASE, ADAPTER):
             for key, (master, _) in zip(_names(policy, group), policy.optimizer.pairs[group], strict=True):
@@ -162,7 +162,7 @@ def load_state(directory: Path, policy: Policy, layout: dict[str, int]) -> tuple
 def _copy(stored: dict[str, Tensor], key: str, target: Tensor, problems: list[str]) -> None:
     tensor = stored.pop(key, None)
     if tensor is None or tensor.shape != target.shape:
-        problems.append(f"'{key}' is {'missing' if tensor is None else f'{tuple(tensor.shape)}'}")
+        problems.append(f"'{key}' is {'missing' if tensor is None else f'of shape {tuple(tensor.shape)}'}")
     else:
         target.copy_(tensor)
 

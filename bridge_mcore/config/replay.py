@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from pydantic import Field
 
@@ -168,7 +168,7 @@ def _rl_problems(row: dict[str, Any], response: int) -> Iterator[str]:
         yield f"behaviour_logprobs: {max(logprobs):g} is no log-probability, which are at most 0"
 
 
-def _is_int(value: Any) -> bool:
+def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -44,7 +44,7 @@ def train(config: Config) -> None:
             step = 0
             course = Course(directory, started)
             if resume_from is not None:
-                step, state = load_state(resume_from, session.policy, sizes(session))
+                step, state = load_state(resume_from, session.policy, identity(session))
                 session.restore_position(state["position"])
                 course.restore(state["course"])
             if layout.is_main:
@@ -142,17 +142,18 @@ def gather_samples(session: Session, step: int) -> tuple[list[Sample], list[Samp
     return samples, own, metrics
 
 
-def sizes(session: Session) -> dict[str, int]:
-    """Parallel sizes that a checkpoint records."""
-    p = session.config.parallel
-    return {"tensor": p.tensor, "pipeline": p.pipeline, "data": session.layout.data, "sequence": int(p.sequence)}
+def identity(session: Session) -> dict[str, Any]:
+    """What a checkpoint records and a resume must repeat: the layout, the method and the kind of optimizer."""
+    config, p = session.config, session.config.parallel
+    layout = {"tensor": p.tensor, "pipeline": p.pipeline, "data": session.layout.data, "sequence": p.sequence}
+    return {**layout, "method": config.method.name, "optimizer": config.optimizer.name}
 
 
 def save(session: Session, step: int, course: Course) -> Path:
     """Write a checkpoint, then remove the oldest beyond `checkpoint.keep`."""
     directory = session.config.run.directory / "checkpoints"
     extra = {"position": session.position(), "course": course.state()}
-    path = save_state(directory, session.policy, step, extra, sizes(session))
+    path = save_state(directory, session.policy, step, extra, identity(session))
     if session.layout.is_main:
         prune(directory, session.config.checkpoint.keep)
     return path

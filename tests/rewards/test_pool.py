@@ -200,7 +200,7 @@ def test_no_orphans_after_the_parent_is_killed(job: list | None) -> None:
         "import os, sys, time; from bridge_mcore.rewards.pool import Pool\n"
         f"pool = Pool({TARGET!r}, workers=1, cpu_seconds=60)\n"
         "pool.map([['echo', 1]])\n"
-        f"if {forked} and os.fork() == 0: time.sleep(5); os._exit(0)\n"
+        f"if {forked} and os.fork() == 0: time.sleep(20); os._exit(0)\n"
         "print(pool.pids[0], flush=True)\n" + (f"pool.map([{job!r}])\n" if job else "time.sleep(100)\n")
     )
     parent = subprocess.Popen([sys.executable, "-"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -211,7 +211,7 @@ def test_no_orphans_after_the_parent_is_killed(job: list | None) -> None:
     assert worker.is_running()
     parent.kill()
     parent.wait()
-    assert wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, 4)
+    assert wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, 12)
     parent.stdout.close()
 
 
