@@ -25,7 +25,9 @@ def tiny_hf(kind: str, seed: int = 0, vocab: int = 120, layers: int = 2) -> tran
         config = transformers.Qwen2Config(**common, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
         model = transformers.Qwen2ForCausalLM(config)
     elif kind == "qwen3":
-        config = transformers.Qwen3Config(**common, head_dim=32, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+        config = transformers.Qwen3Config(
+            **common, head_dim=32, rope_parameters={"rope_type": "default", "rope_theta": 1e6}
+        )
         model = transformers.Qwen3ForCausalLM(config)
     else:
         rope = LLAMA3 if kind == "llama_scaled" else {"rope_type": "default", "rope_theta": 1e4}

@@ -56,7 +56,9 @@ def _check_names(source: SafetensorsDirectory, family: Family, shape: ModelShape
         extra -= {"lm_head.weight"}  # some tied checkpoints carry the copy
     extra = {name for name in extra if not name.endswith("rotary_emb.inv_freq")}
     missing = set(expected) - found
-    wrong = [f"{n}: {source.shape(n)} instead of {s}" for n, s in expected.items() if n in found and source.shape(n) != s]
+    wrong = [
+        f"{n}: {source.shape(n)} instead of {s}" for n, s in expected.items() if n in found and source.shape(n) != s
+    ]
     problems = []
     for label, names in (("missing", sorted(missing)), ("unexpected", sorted(extra)), ("misshapen", wrong)):
         if names:

@@ -16,7 +16,7 @@ from bridge_mcore.checkpoint.hf import _partition_dim, gather, local_parameters
 from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory
 from bridge_mcore.config.schema import LORA_HOSTS, LORA_PROJECTIONS
 from bridge_mcore.errors import CheckpointError
-from bridge_mcore.model.families.base import Family, ModelShape, Plain
+from bridge_mcore.model.families.base import ModelShape, Plain
 from bridge_mcore.model.lora import HF_PATHS, HOST_PATHS, LoRAShape, projection_sizes
 
 _PREFIX = "base_model.model."

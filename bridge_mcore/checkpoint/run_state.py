@@ -11,7 +11,7 @@ import json
 import shutil
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,9 @@ from bridge_mcore.checkpoint import hf
 from bridge_mcore.checkpoint.atomic import atomic_directory
 from bridge_mcore.errors import CheckpointError
 from bridge_mcore.slots.optimizer import ADAPTER, BASE
-from bridge_mcore.training.policy import Policy
+
+if TYPE_CHECKING:
+    from bridge_mcore.training.policy import Policy
 
 FORMAT = 1
 _MANIFEST = "checkpoint.json"
@@ -112,7 +114,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory} is no complete checkpoint: {_MANIFEST}: {error}") from error
     if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{directory} has checkpoint format {manifest.get('format')}, this version reads {FORMAT}")
+        raise CheckpointError(
+            f"{directory} has checkpoint format {manifest.get('format')}, this version reads {FORMAT}"
+        )
     for name, entry in manifest["files"].items():
         file = directory / name
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
@@ -128,7 +132,9 @@ def load_state(directory: Path, policy: Policy, layout: dict[str, Any]) -> tuple
     """
     manifest = read_manifest(directory)
     if manifest["layout"] != layout:
-        raise CheckpointError(f"{directory} was written with {manifest['layout']}, this run has {layout}; they must be equal to resume")
+        raise CheckpointError(
+            f"{directory} was written with {manifest['layout']}, this run has {layout}; they must be equal to resume"
+        )
     name = f"rank_{dist.get_rank():05d}"
     for file in (f"{name}.safetensors", f"{name}.json"):
         if _checksum(directory / file) != manifest["files"][file]["crc32"]:

@@ -36,7 +36,9 @@ class SafetensorsDirectory:
                 found = set(self._handle(name).keys())
                 lost = [k for k, v in self._files.items() if v == name and k not in found]
                 if lost:
-                    raise CheckpointError(f"{self.directory / name} lacks {', '.join(lost[:5])}, which the index promises")
+                    raise CheckpointError(
+                        f"{self.directory / name} lacks {', '.join(lost[:5])}, which the index promises"
+                    )
         elif single.is_file():
             self._files = {name: single.name for name in self._handle(single.name).keys()}
         else:

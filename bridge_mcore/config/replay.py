@@ -21,7 +21,8 @@ from bridge_mcore.errors import ConfigError, DataError
 
 #: Lines of batch.jsonl that one error message lists.
 _MOST_PROBLEMS = 20
-_FIELDS = ("kind", "tokens", "prompt_length", "advantage", "behaviour_logprobs")
+_RL_FIELDS = ("advantage", "behaviour_logprobs", "reference_logprobs", "temperature")
+_FIELDS = ("kind", "tokens", "prompt_length", *_RL_FIELDS)
 
 CASE_HOLDS = "a case holds model/, adapter/, batch.jsonl, settings.yaml and, if θ̂ differs from θ, auxiliary/"
 
@@ -69,20 +70,28 @@ class ReplaySettings(Section):
     clip_range: ClipRange = Field(0.2, description="ε, or (ε_low, ε_high)")
     kl_coefficient: NonNegativeFloat = Field(0.0, description="weight of the KL to the reference")
     kl_estimator: Literal["k3"] = "k3"
-    reference: Literal["model"] = Field("model", description="the reference policy: model/ without the adapter")
+    reference: Literal["model", "recorded"] = Field(
+        "model", description="model: model/ without the adapter; recorded: each sample's reference_logprobs"
+    )
     loss_aggregation: Literal["token_mean"] = "token_mean"
     gradient_clip: PositiveFloat | None = Field(None, description="largest norm of each group's gradient")
 
 
 @dataclass(frozen=True)
 class ReplaySample:
-    """A line of batch.jsonl; `advantage` and `behaviour_logprobs` are None for SFT."""
+    """A line of batch.jsonl; `advantage` and `behaviour_logprobs` are None for SFT.
+
+    `temperature` (of sampling; log-probabilities are taken at it) and `reference_logprobs` are what a run's own cases
+    add, so that its step is repeated as it was.
+    """
 
     kind: Literal["sft", "rl"]
     tokens: list[int]
     prompt_length: int
     advantage: float | None = None
     behaviour_logprobs: list[float] | None = None
+    reference_logprobs: list[float] | None = None
+    temperature: float = 1.0
 
 
 def read_settings(path: Path) -> ReplaySettings:
@@ -151,7 +160,7 @@ def _row_problems(row: Any, vocabulary: int | None, context: int | None) -> Iter
     if kind == "rl":
         yield from _rl_problems(row, len(tokens) - prompt)
     elif kind == "sft":
-        for name in ("advantage", "behaviour_logprobs"):
+        for name in _RL_FIELDS:
             if row.get(name) is not None:
                 yield f"{name}: means nothing in a sample of kind sft; remove it, or set kind to rl"
 
@@ -159,13 +168,19 @@ def _row_problems(row: Any, vocabulary: int | None, context: int | None) -> Iter
 def _rl_problems(row: dict[str, Any], response: int) -> Iterator[str]:
     if not _is_finite(row.get("advantage")):
         yield f"advantage = {json.dumps(row.get('advantage'))}: must be a finite number"
-    logprobs = row.get("behaviour_logprobs")
-    if not isinstance(logprobs, list) or not all(_is_finite(value) for value in logprobs):
-        yield "behaviour_logprobs: must be a list of finite numbers, one per response token"
-    elif len(logprobs) != response:
-        yield f"behaviour_logprobs: {len(logprobs)} values for {response} response tokens (tokens less prompt_length)"
-    elif any(value > 1e-3 for value in logprobs):  # rounding may leave a log-probability a little above 0
-        yield f"behaviour_logprobs: {max(logprobs):g} is no log-probability, which are at most 0"
+    temperature = row.get("temperature")
+    if temperature is not None and not (_is_finite(temperature) and temperature > 0):
+        yield f"temperature = {json.dumps(temperature)}: must be a number above 0"
+    for name in ("behaviour_logprobs", "reference_logprobs"):
+        logprobs = row.get(name)
+        if name == "reference_logprobs" and logprobs is None:
+            continue
+        if not isinstance(logprobs, list) or not all(_is_finite(value) for value in logprobs):
+            yield f"{name}: must be a list of finite numbers, one per response token"
+        elif len(logprobs) != response:
+            yield f"{name}: {len(logprobs)} values for {response} response tokens (tokens less prompt_length)"
+        elif any(value > 1e-3 for value in logprobs):  # rounding may leave a log-probability a little above 0
+            yield f"{name}: {max(logprobs):g} is no log-probability, which are at most 0"
 
 
 def _is_int(value: Any) -> TypeGuard[int]:

@@ -7,7 +7,7 @@ from collections import Counter
 from rich.console import Console
 from rich.table import Table
 
-from bridge_mcore.config.schema import Config, Data, DataSource
+from bridge_mcore.config.schema import Data, DataSource
 from bridge_mcore.data.pairs import encode_prompts
 from bridge_mcore.data.problems import load_problems, source_name
 from bridge_mcore.evaluation.evaluate import evaluate, write_records
@@ -16,7 +16,7 @@ from bridge_mcore.evaluation.options import EvaluationOptions
 from bridge_mcore.monitoring.curves import wilson
 from bridge_mcore.monitoring.progress import track
 from bridge_mcore.rewards import MathVerifier
-from bridge_mcore.rollout.collect import Collector
+from bridge_mcore.rewards.judge import Judge
 from bridge_mcore.rollout.engine import SamplingParams
 from bridge_mcore.rollout.inference import open_model
 
@@ -34,13 +34,15 @@ def run_evaluation(options: EvaluationOptions) -> None:
     with open_model(options.model, options.template, options.device) as model, MathVerifier() as verifier:
         data = Data(template=options.template)
         prompts = encode_prompts(problems, model.tokenizer, data, model.shape.max_positions - options.max_new_tokens)
-        collector = Collector(Config(), model.engine, verifier, model.decode, model.layout)
+        judge = Judge(verifier, model.decode)
         params = SamplingParams(options.max_new_tokens, options.temperature, 1.0, model.stops, options.seed)
         records = []
         blocks = [prompts[i : i + _BLOCK] for i in range(0, len(prompts), _BLOCK)]
         for block in track(blocks, len(blocks), f"answering {len(prompts)} problems"):
             first = len(records)
-            records += evaluate({name: block}, collector, params, options.samples, first_key=first).records
+            records += evaluate(
+                {name: block}, model.engine, judge, model.layout, params, options.samples, first
+            ).records
     if options.output is not None:
         write_records(options.output, records)
     k = options.samples

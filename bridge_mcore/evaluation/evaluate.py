@@ -11,8 +11,9 @@ from typing import Any
 import torch.distributed as dist
 
 from bridge_mcore.data.pairs import EncodedPrompt
-from bridge_mcore.rollout.collect import Collector, is_replica_first
-from bridge_mcore.rollout.engine import Request, SamplingParams
+from bridge_mcore.platform.distributed import Layout
+from bridge_mcore.rewards.judge import Judge, is_replica_first
+from bridge_mcore.rollout.engine import Engine, Request, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class EvaluationResult:
 
 def evaluate(
     sets: Mapping[str, Sequence[EncodedPrompt]],
-    collector: Collector,
+    engine: Engine,
+    judge: Judge,
+    layout: Layout,
     params: SamplingParams,
     samples: int = 1,
     first_key: int = 0,
@@ -54,17 +57,16 @@ def evaluate(
 
     first_key: number of the first answer, so that blocks of one evaluation draw different random numbers.
     """
-    layout = collector.layout
     work = [(name, p, j) for name, prompts in sets.items() for p in prompts for j in range(samples)]
     mine = list(range(layout.data_rank, len(work), layout.data))
-    rollouts = collector.engine.generate([Request(first_key + i, tuple(work[i][1].tokens)) for i in mine], params)
-    verdicts = collector.verify([work[i][1].problem.answer for i in mine], rollouts)
+    rollouts = engine.generate([Request(first_key + i, tuple(work[i][1].tokens)) for i in mine], params)
+    verdicts = judge.verify([work[i][1].problem.answer for i in mine], rollouts)
     records: dict[int, Record] = {}
     for i, rollout, verdict in zip(mine, rollouts, verdicts, strict=True):
         name, prompt, _ = work[i]
         problem = prompt.problem
         records[i] = Record(
-            name, problem.id, problem.prompt, problem.answer, collector.decode(rollout.tokens), verdict.verdict,
+            name, problem.id, problem.prompt, problem.answer, judge.decode(rollout.tokens), verdict.verdict,
             verdict.reason, len(rollout.tokens), rollout.finished,
         )  # fmt: skip
     if dist.get_world_size() > 1:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bridge_mcore.config.schema import Config
+from bridge_mcore.data.sample import RL, SFT
 from bridge_mcore.methods.schedules import Value, schedule
 
-SFT, RL = "sft", "rl"
+__all__ = ["RL", "SFT", "THETA", "THETA_HAT", "W", "Method", "Pass"]
+
 THETA, THETA_HAT, W = "theta", "theta_hat", "w"
 
 

@@ -28,8 +28,8 @@ def group_relative(rewards: Tensor, divide_by_std: bool = True, epsilon: float =
     return centred / (std + epsilon)
 
 
-def groups_with_signal(rewards: Tensor) -> float:
-    """Share of groups [groups, samples] in which rewards differ; the others teach nothing."""
+def with_signal(rewards: Tensor) -> Tensor:
+    """True for each group of rewards [groups, samples] (NaN left out) in which they differ; the others teach nothing."""
     low = torch.where(rewards.isnan(), torch.inf, rewards).amin(1)
     high = torch.where(rewards.isnan(), -torch.inf, rewards).amax(1)
-    return (high > low).float().mean().item()
+    return high > low

@@ -91,7 +91,9 @@ def _rewrite(module: str, name: str, rewrite: Callable[[types.CodeType], types.C
         target = target.__wrapped__
     code = rewrite(target.__code__)
     if code is target.__code__:
-        raise BridgeError(f"CPU platform: nothing to change in {module}.{name}; this megatron-core is not the one checked")
+        raise BridgeError(
+            f"CPU platform: nothing to change in {module}.{name}; this megatron-core is not the one checked"
+        )
     target.__code__ = code
     _applied.append(f"{module}.{name}")
 

@@ -41,7 +41,6 @@ class Platform:
         packages = {"transformer_engine": "transformer_engine", "apex": "apex", "flash_attn": "flash_attn"}
         return {name: importlib.util.find_spec(package) is not None for name, package in packages.items()}
 
-
     def describe(self) -> str:
         """One line for the start of a run: device, versions, and which fused kernels were found."""
         import megatron.core
@@ -49,7 +48,9 @@ class Platform:
         name = "CPU" if self.kind == "cpu" else torch.cuda.get_device_name(self.device)
         found = [k for k, there in self.kernels().items() if there and self.kind != "cpu"]
         kernels = f"fused kernels: {', '.join(found)}" if found else "PyTorch's kernels"
-        return f"{name}, {self.backend}, torch {torch.__version__}, megatron-core {megatron.core.__version__}, {kernels}"
+        return (
+            f"{name}, {self.backend}, torch {torch.__version__}, megatron-core {megatron.core.__version__}, {kernels}"
+        )
 
 
 def setup_device(device: str, threads: int = 1) -> Platform:
@@ -65,7 +66,9 @@ def setup_device(device: str, threads: int = 1) -> Platform:
         cpu.install()
         return Platform(torch.device("cpu"), "gloo", "cpu")
     if not torch.cuda.is_available():
-        raise ConfigError("device: cuda was chosen, but torch sees no GPU; say device=cpu, or install torch for CUDA/ROCm")
+        raise ConfigError(
+            "device: cuda was chosen, but torch sees no GPU; say device=cpu, or install torch for CUDA/ROCm"
+        )
     index = int(os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.cuda.device_count():
         raise ConfigError(

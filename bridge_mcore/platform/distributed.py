@@ -15,8 +15,8 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from bridge_mcore.config.schema import Parallel
 from bridge_mcore.errors import ConfigError
-from bridge_mcore.platform.ports import free_port
 from bridge_mcore.platform.device import Platform
+from bridge_mcore.platform.ports import free_port
 
 
 @dataclass(frozen=True)

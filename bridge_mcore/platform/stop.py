@@ -28,9 +28,7 @@ class StopRequest:
         if self.signal:
             raise KeyboardInterrupt
         self.signal = signum
-        from bridge_mcore.monitoring.progress import say
-
-        say("stopping after this step, with a checkpoint (once more to stop at once, without)")
+        print("stopping after this step, with a checkpoint (once more to stop at once, without)", flush=True)
 
     def __enter__(self) -> StopRequest:
         self._previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}

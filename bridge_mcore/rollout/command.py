@@ -18,7 +18,9 @@ def run_generate(options: GenerateOptions) -> None:
         tokens = tuple(model.template.prompt(problem))
         room = model.shape.max_positions - len(tokens)
         if room < 1:
-            raise ConfigError(f"the prompt has {len(tokens)} tokens, the model's context is {model.shape.max_positions}")
+            raise ConfigError(
+                f"the prompt has {len(tokens)} tokens, the model's context is {model.shape.max_positions}"
+            )
         new = min(options.max_new_tokens, room)
         params = SamplingParams(new, options.temperature, options.top_p, model.stops, options.seed)
         answers = model.engine.generate([Request(i, tokens) for i in range(options.samples)], params)

@@ -103,7 +103,9 @@ class EmbeddedEngine:
                 live = rows[active]
                 values = chosen_logprobs.cpu()[active]
                 if not values.isfinite().all():
-                    raise TrainingError("generation produced log-probabilities that are not finite: the weights are broken")
+                    raise TrainingError(
+                        "generation produced log-probabilities that are not finite: the weights are broken"
+                    )
                 tokens[live, step], logprobs[live, step] = chosen.cpu()[active], values
                 ended = torch.isin(chosen, stops).cpu() & active
                 lengths[rows[ended]], finished[rows[ended]] = step + 1, True

@@ -3,41 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bridge_mcore.data.sample import RL, SFT, Sample
 from bridge_mcore.errors import TrainingError
-
-SFT, RL = "sft", "rl"
-
-
-@dataclass
-class Sample:
-    """One sequence and what it is for.
-
-    Attributes:
-        component: "sft" (an expert trace) or "rl" (a rollout).
-        tokens: prompt and response ids.
-        prompt_length: ids of the prompt; the response is what is learned from.
-        advantage: of a rollout.
-        behaviour: log-probability of each response token under the policy that sampled it (rollouts).
-        temperature: at which it was sampled; the trainer's log-probabilities are taken at the same one.
-        reference: log-probability of each response token under the reference policy, once known.
-    """
-
-    component: str
-    tokens: Sequence[int]
-    prompt_length: int
-    advantage: float = 0.0
-    behaviour: Sequence[float] | None = None
-    temperature: float = 1.0
-    reference: Tensor | None = field(default=None, repr=False)
-
-    @property
-    def response_length(self) -> int:
-        return len(self.tokens) - self.prompt_length
 
 
 @dataclass
@@ -87,9 +59,7 @@ def divide(samples: Sequence[Sample], max_tokens: int, max_rows: int | None = No
     return groups
 
 
-def collate(
-    samples: list[Sample], counts: Mapping[str, int], device: torch.device, multiple: int = 1
-) -> MicroBatch:
+def collate(samples: list[Sample], counts: Mapping[str, int], device: torch.device, multiple: int = 1) -> MicroBatch:
     """Pad samples to one length (a multiple of `multiple`) and lay out the per-token values.
 
     Args:

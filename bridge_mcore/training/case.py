@@ -15,8 +15,8 @@ from megatron.core import parallel_state as mpu
 from bridge_mcore.checkpoint import peft
 from bridge_mcore.checkpoint.atomic import atomic_directory
 from bridge_mcore.config import schema
+from bridge_mcore.data.sample import RL, Sample
 from bridge_mcore.methods.base import THETA_HAT
-from bridge_mcore.training.batch import RL, Sample
 from bridge_mcore.training.policy import Policy
 
 
@@ -36,49 +36,53 @@ def write_weights(policy: Policy, directory: Path) -> None:
 
 
 def save_case(
-    directory: Path, policy: Policy, samples: Sequence[Sample], config: schema.Config, lam: float, alpha: float, beta: float
+    directory: Path,
+    policy: Policy,
+    samples: Sequence[Sample],
+    config: schema.Config,
+    lam: float,
+    alpha: float,
+    beta: float,
 ) -> None:
     """Write the current weights and this step's batch as a case that `replay` runs. Collective.
 
     The case has fresh optimizer state, as replay has: with AdamW its update is the step's direction, not its size.
     """
-    gathered: list[list[Sample]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(gathered, list(samples))
+    # One rank of each replica answers for it: the last stage's, which knows the reference's log-probabilities.
+    speaks = mpu.is_pipeline_last_stage() and mpu.get_tensor_model_parallel_rank() == 0
+    gathered: list[list[dict[str, Any]]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(gathered, [_row(s) for s in samples] if speaks else [])
+    rows = [row for part in gathered for row in part]
+    recorded = all("reference_logprobs" in row for row in rows if row["kind"] == RL)
     settings = {
         "lam": lam, "alpha": alpha, "beta": beta,
         "optimizer": config.optimizer.model_dump(
             include={"name", "betas", "eps", "weight_decay", "weight_decay_1d"}, mode="json"
         ),
         "clip_range": config.objective.model_dump(mode="json")["clip_range"],
-        "kl_coefficient": config.objective.kl_coefficient, "kl_estimator": "k3", "reference": "model",
+        "kl_coefficient": config.objective.kl_coefficient, "kl_estimator": "k3",
+        "reference": "recorded" if recorded and config.objective.kl_coefficient else "model",
         "loss_aggregation": "token_mean", "gradient_clip": config.optimizer.gradient_clip,
     }  # fmt: skip
-    model_ranks = dist.get_world_size() // _data_size()
     with atomic_directory(directory) as target:
         write_weights(policy, target)
         if dist.get_rank() == 0:
             (target / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-            # The ranks of one replica hold the same samples: take each replica's once.
-            replicas = {_fingerprint(part): part for part in gathered} if model_ranks > 1 else dict(enumerate(gathered))
             with open(target / "batch.jsonl", "w") as out:
-                for part in replicas.values():
-                    for sample in part:
-                        out.write(json.dumps(_row(sample)) + "\n")
-
-
-def _data_size() -> int:
-    from megatron.core import parallel_state as mpu
-
-    return mpu.get_data_parallel_world_size()
-
-
-def _fingerprint(samples: Sequence[Sample]) -> str:
-    return json.dumps([_row(s) for s in samples])
+                out.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def _row(sample: Sample) -> dict[str, Any]:
-    row: dict[str, Any] = {"kind": sample.component, "tokens": list(sample.tokens), "prompt_length": sample.prompt_length}
+    row: dict[str, Any] = {
+        "kind": sample.component,
+        "tokens": list(sample.tokens),
+        "prompt_length": sample.prompt_length,
+    }
     if sample.component == RL:
         row["advantage"] = sample.advantage
-        row["behaviour_logprobs"] = [float(x) for x in sample.behaviour or []]
+        row["behaviour_logprobs"] = [float(x) for x in sample.behaviour]
+        if sample.temperature != 1.0:
+            row["temperature"] = sample.temperature
+        if sample.reference is not None:
+            row["reference_logprobs"] = sample.reference.tolist()
     return row

@@ -72,8 +72,9 @@ class Course:
         if not session.evaluation:
             return {}
         began = time.perf_counter()
+        collector = session.collector
         with phase(f"evaluating after step {step}") if self._writer else nullcontext():
-            result = evaluate(session.evaluation, session.collector, session.greedy)
+            result = evaluate(session.evaluation, collector.engine, collector.judge, session.layout, session.greedy)
         self.accuracies.append((step, result.accuracy))
         count = session.config.evaluation.samples
         self.answers["before" if step == 0 else "after"] = shown_answers(result, count)

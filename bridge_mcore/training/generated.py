@@ -15,6 +15,7 @@ from bridge_mcore.checkpoint.atomic import atomic_directory
 from bridge_mcore.config.schema import Config, DataSource, GeneratedModel, Optimizer
 from bridge_mcore.data.pairs import encode_traces
 from bridge_mcore.data.problems import load_problems
+from bridge_mcore.data.sample import Sample
 from bridge_mcore.data.sampler import ShuffledSampler
 from bridge_mcore.data.tokenizer import task_tokenizer
 from bridge_mcore.errors import ConfigError
@@ -23,7 +24,6 @@ from bridge_mcore.methods.schedules import rate_factor
 from bridge_mcore.monitoring.progress import track
 from bridge_mcore.platform.device import Platform
 from bridge_mcore.platform.distributed import Layout
-from bridge_mcore.training.batch import Sample
 from bridge_mcore.training.passes import PassRunner
 from bridge_mcore.training.policy import build_policy
 from bridge_mcore.training.step import Updater
@@ -59,7 +59,9 @@ def make_model(config: Config, platform: Platform, layout: Layout, target: Path)
     assert spec is not None
     task = config.data.rl.task if config.data.rl is not None else None
     if task is None:
-        raise ConfigError("model.generated needs data.rl.task: a generated model speaks only a generated task's language")
+        raise ConfigError(
+            "model.generated needs data.rl.task: a generated model speaks only a generated task's language"
+        )
     random = target.with_name(f".{target.name}.random")
     with atomic_directory(random) as directory:
         if layout.is_main:
@@ -87,7 +89,9 @@ def _warm_start(
     settings = config.model_copy(deep=True)
     settings.optimizer = Optimizer(alpha=warm.learning_rate, gradient_clip=1.0, betas=(0.9, 0.98))
     policy = build_policy(settings, platform, source, adapter=False, auxiliary=False, reference=False)
-    problems = load_problems(DataSource(task=task, difficulty=warm.difficulty, size=_PROBLEMS, seed=config.run.seed + 1))
+    problems = load_problems(
+        DataSource(task=task, difficulty=warm.difficulty, size=_PROBLEMS, seed=config.run.seed + 1)
+    )
     traces = encode_traces(problems, task_tokenizer(task), config.data, spec.max_positions)
     sampler = ShuffledSampler(len(traces), config.run.seed)
     runner = PassRunner(policy, config.objective, config.training.max_tokens_per_microbatch)

@@ -10,6 +10,7 @@ from typing import Any
 from bridge_mcore.checkpoint.run_state import load_state, prune, save_state
 from bridge_mcore.config.load import dump_config
 from bridge_mcore.config.schema import Config
+from bridge_mcore.data.sample import Sample
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.methods.base import RL, SFT, THETA_HAT
 from bridge_mcore.methods.schedules import rate_factor
@@ -17,7 +18,6 @@ from bridge_mcore.monitoring.progress import say
 from bridge_mcore.platform.device import setup_device
 from bridge_mcore.platform.distributed import process_groups
 from bridge_mcore.platform.stop import StopRequest
-from bridge_mcore.training.batch import Sample
 from bridge_mcore.training.case import save_case
 from bridge_mcore.training.finish import Course, finish
 from bridge_mcore.training.generated import make_model
@@ -76,16 +76,16 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest) ->
             samples, own, metrics = gather_samples(session, step)
             rates = (config.optimizer.alpha * factor(step), beta * factor(step))
             lam = session.method.lam(step)
-            every = config.debug.save_case_every
-            if every and (step + 1) % every == 0:
-                save_case(config.run.directory / "cases" / f"step_{step + 1:08d}", session.policy, samples, config, lam, *rates)
+            cases = config.run.directory / "cases"
             try:
                 updating = time.perf_counter()
                 session.updater.fill_reference([*samples, *(own or [])])
                 referenced = time.perf_counter()
+                if config.debug.save_case_every and (step + 1) % config.debug.save_case_every == 0:
+                    save_case(cases / f"step_{step + 1:08d}", session.policy, samples, config, lam, *rates)
                 metrics |= session.updater.update(passes, samples, *rates, own=own)
             except TrainingError as error:
-                case = config.run.directory / "cases" / f"failed_step_{step + 1:08d}"
+                case = cases / f"failed_step_{step + 1:08d}"
                 save_case(case, session.policy, samples, config, lam, *rates)
                 raise TrainingError(
                     f"step {step + 1}: {error}\nthe step is saved: look at {case}/batch.jsonl, and run it again with "

@@ -12,9 +12,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from bridge_mcore.config import schema
+from bridge_mcore.data.sample import RL, SFT, Sample
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.objectives.policy_gradient import clipped_surrogate, k3
-from bridge_mcore.training.batch import RL, SFT, MicroBatch, Sample, collate, count_tokens, divide
+from bridge_mcore.training.batch import MicroBatch, collate, count_tokens, divide
 from bridge_mcore.training.policy import Policy
 
 #: What each micro-batch adds up, in this order (the last is a maximum).
@@ -127,7 +128,15 @@ class PassRunner:
             loss = -(active.get(SFT, 0.0) * j_sft + active.get(RL, 0.0) * j_rl)
             with torch.no_grad():
                 gap = (logprobs - batch.behaviour).abs() * (rl > 0)
-                parts = [j_sft, j_surrogate, kl, (rl * entropy).sum(), (rl * clipped).sum(), (rl * gap).sum(), gap.max()]
+                parts = [
+                    j_sft,
+                    j_surrogate,
+                    kl,
+                    (rl * entropy).sum(),
+                    (rl * clipped).sum(),
+                    (rl * gap).sum(),
+                    gap.max(),
+                ]
                 report = torch.stack([p.detach().double() for p in parts])
             return loss, torch.zeros((), dtype=torch.int, device=loss.device), report
 

@@ -11,14 +11,17 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from bridge_mcore.checkpoint.atomic import atomic_directory
 from bridge_mcore.config import schema
 from bridge_mcore.config.replay import ReplayOptions, ReplaySettings, read_batch, read_settings
+from bridge_mcore.data.sample import RL, Sample
+from bridge_mcore.errors import DataError
 from bridge_mcore.methods.base import THETA_HAT
 from bridge_mcore.methods.bridge import Bridge
 from bridge_mcore.platform.device import setup_device
 from bridge_mcore.platform.distributed import process_groups
-from bridge_mcore.training.batch import Sample
 from bridge_mcore.training.case import write_weights
 from bridge_mcore.training.passes import PassRunner
 from bridge_mcore.training.policy import build_policy
@@ -63,21 +66,31 @@ def replay(options: ReplayOptions) -> None:
             options.source / "model",
             adapter=True,
             auxiliary=True,
-            reference=settings.kl_coefficient > 0,
+            reference=settings.kl_coefficient > 0 and settings.reference == "model",
             adapter_path=options.source / "adapter",
         )
         if (options.source / "auxiliary").is_dir():
             policy.load_slot(THETA_HAT, options.source / "auxiliary")
         samples = [
-            Sample(s.kind, s.tokens, s.prompt_length, s.advantage or 0.0, s.behaviour_logprobs) for s in batch
+            Sample(s.kind, s.tokens, s.prompt_length, s.advantage or 0.0, s.behaviour_logprobs, s.temperature)
+            for s in batch
         ]
+        if settings.reference == "recorded" and settings.kl_coefficient > 0:
+            for sample, s in zip(samples, batch, strict=True):
+                if s.kind == RL and s.reference_logprobs is None:
+                    raise DataError(
+                        f"{options.source}: reference: recorded needs reference_logprobs in every rl sample"
+                    )
+                sample.reference = None if s.reference_logprobs is None else torch.tensor(s.reference_logprobs)
         check_tokens(samples, policy.shape.vocab_size, options.source / "batch.jsonl")
         samples = samples[layout.data_rank :: layout.data]
-        runner = PassRunner(policy, config.objective, config.training.max_tokens_per_microbatch, options.micro_batch_size)
+        runner = PassRunner(
+            policy, config.objective, config.training.max_tokens_per_microbatch, options.micro_batch_size
+        )
         if options.micro_batch_size is not None:  # then rows are what is asked for, however long
             runner.max_tokens = 2**62
         updater = Updater(policy, runner, config.auxiliary)
-        updater.fill_reference(samples)
+        updater.fill_reference(samples)  # nothing to do if it is recorded
         beta = config.optimizer.beta or config.optimizer.alpha
         metrics = updater.update(Bridge(config).passes(0), samples, config.optimizer.alpha, beta)
         report = {name: _number(metrics[key]) for name, key in _METRICS.items() if key in metrics}
@@ -96,8 +109,8 @@ def _number(value: float) -> float | None:
 
 def check_tokens(samples: Sequence[Sample], vocab_size: int, path: Path) -> None:
     """Raise DataError for a token id that the model does not have."""
-    from bridge_mcore.errors import DataError
-
     for line, sample in enumerate(samples, 1):
         if max(sample.tokens) >= vocab_size:
-            raise DataError(f"{path}:{line}: token {max(sample.tokens)} is outside the model's vocabulary of {vocab_size}")
+            raise DataError(
+                f"{path}:{line}: token {max(sample.tokens)} is outside the model's vocabulary of {vocab_size}"
+            )

@@ -22,9 +22,10 @@ from bridge_mcore.monitoring.progress import phase
 from bridge_mcore.platform.device import Platform
 from bridge_mcore.platform.distributed import Layout
 from bridge_mcore.rewards import MathVerifier
-from bridge_mcore.rollout.collect import Collector
+from bridge_mcore.rewards.judge import Judge
 from bridge_mcore.rollout.embedded import EmbeddedEngine
 from bridge_mcore.rollout.engine import SamplingParams
+from bridge_mcore.training.collect import Collector
 from bridge_mcore.training.passes import PassRunner
 from bridge_mcore.training.policy import Policy, build_policy
 from bridge_mcore.training.step import Updater
@@ -93,7 +94,9 @@ def open_session(config: Config, platform: Platform, layout: Layout, source: Pat
         for held_out in config.data.evaluation:
             name = source_name(held_out)
             if name in evaluation:
-                raise ConfigError(f"two evaluation sets are called '{name}'; give them different data.evaluation.N.name")
+                raise ConfigError(
+                    f"two evaluation sets are called '{name}'; give them different data.evaluation.N.name"
+                )
             evaluation[name] = encode_prompts(load_problems(held_out), tokenizer, config.data, context - eval_new)
         _check_held_out(prompts, evaluation)
     with shown(f"loading {source}"):
@@ -123,7 +126,7 @@ def open_session(config: Config, platform: Platform, layout: Layout, source: Pat
             policy=policy,
             method=method,
             updater=Updater(policy, runner, config.auxiliary, config.rollout.max_logprob_gap),
-            collector=Collector(config, engine, verifier, decode, layout),
+            collector=Collector(config, engine, Judge(verifier, decode), layout),
             prompts=prompts,
             traces=traces,
             prompt_order=ShuffledSampler(max(len(prompts), 1), seed + _RL_ORDER),

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from bridge_mcore.config import schema
+from bridge_mcore.data.sample import RL, Sample
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.methods.base import THETA, THETA_HAT, Pass, W
 from bridge_mcore.slots.optimizer import ADAPTER, BASE, Stepped
-from bridge_mcore.training.batch import RL, Sample
 from bridge_mcore.training.passes import PassRunner
 from bridge_mcore.training.policy import REFERENCE, Policy
 
@@ -112,7 +112,12 @@ class Updater:
         if bad:
             raise TrainingError(f"pass {index + 1} (slot {p.slot}): {', '.join(bad)}, which is not finite")
         gap = computed["logprob_gap_mean"]
-        if p.slot == THETA and index == self.first_theta and self.max_logprob_gap is not None and gap > self.max_logprob_gap:
+        if (
+            p.slot == THETA
+            and index == self.first_theta
+            and self.max_logprob_gap is not None
+            and gap > self.max_logprob_gap
+        ):
             raise TrainingError(
                 f"the engine's log-probabilities differ from the trainer's by {gap:.3g} on average (at most "
                 f"{computed['logprob_gap_max']:.3g}); rollouts do not come from the policy that is trained. If this is "

@@ -17,7 +17,9 @@ def make_policy(world, source, seed: int, targets: list[str] | None = None):
     from bridge_mcore.config.schema import Adapter, Config
     from bridge_mcore.training.policy import build_policy
 
-    config = Config(adapter=Adapter(rank=5, alpha=20, targets=targets or ["linear_qkv", "o_proj", "linear_fc1", "down_proj"]))
+    config = Config(
+        adapter=Adapter(rank=5, alpha=20, targets=targets or ["linear_qkv", "o_proj", "linear_fc1", "down_proj"])
+    )
     config.run.seed = seed
     policy = build_policy(config, world[0], source, adapter=True, auxiliary=False, reference=False)
     g = torch.Generator().manual_seed(seed)

@@ -43,7 +43,11 @@ def test_every_layout_computes_the_same_update(tmp_path, seed, family, layout):
     done = subprocess.run([*command, *layout.split()], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     want = run_reference(tmp_path / "case")
-    for group, name, after in (("theta", "model", want.theta), ("theta_hat", "auxiliary", want.theta_hat), ("w", "adapter", want.w)):
+    for group, name, after in (
+        ("theta", "model", want.theta),
+        ("theta_hat", "auxiliary", want.theta_hat),
+        ("w", "adapter", want.w),
+    ):
         got = read(tmp_path / "out" / name)
         error = sum((got[k].double() - v).pow(2).sum() for k, v in after.items()) ** 0.5
         size = sum((v - want.before[group][k]).pow(2).sum() for k, v in after.items()) ** 0.5

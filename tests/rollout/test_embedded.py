@@ -37,7 +37,9 @@ def test_greedy_equals_transformers(engine_of, seed, kind):
     out = engine.generate([Request(i, p) for i, p in enumerate(prompts)], SamplingParams(20, temperature=0.0))
     for p, r in zip(prompts, out, strict=True):
         ids = torch.tensor([p])
-        want = hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=None)
+        want = hf.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=None
+        )
         assert list(r.tokens) == want[0, len(p) :].tolist()
         assert not r.finished
 

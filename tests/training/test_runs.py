@@ -161,3 +161,32 @@ def test_a_run_is_not_overwritten_and_a_damaged_checkpoint_is_not_used(whole, tm
     out = run(config_for(copy, tmp_path), "run.resume=auto")
     assert "missing or truncated" in out and "resuming from" in out and "step_00000006" in out
     assert metrics_of(copy) == metrics_of(whole)
+
+
+def test_a_saved_case_repeats_the_step_of_the_run(tmp_path):
+    """SGD keeps no state, so replaying the case of a step gives that step's metrics, temperature and KL included."""
+    directory = tmp_path / "run"
+    text = config_for(directory, tmp_path).read_text()
+    text = text.replace("optimizer: {", "optimizer: {name: sgd, ").replace(
+        "max_new_tokens: 12", "max_new_tokens: 12, temperature: 0.7"
+    )
+    path = tmp_path / "case.yaml"
+    path.write_text(text + "debug: {save_case_every: 3}\n")
+    run(path, "training.steps=3", "evaluation.before=false", "evaluation.after=false", "evaluation.every=0")
+    step = metrics_of(directory)[2]
+    case = directory / "cases" / "step_00000003"
+    command = [
+        sys.executable,
+        "-m",
+        "bridge_mcore",
+        "replay",
+        str(case),
+        str(tmp_path / "out"),
+        "--micro-batch-size",
+        "2",
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    replayed = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert step["kl"] > 1e-7
+    for name in ("j_sft", "j_rl", "j_rl_auxiliary", "kl", "grad_norm_theta", "grad_norm_theta_hat", "grad_norm_w"):
+        assert replayed[name] == pytest.approx(step[name], rel=1e-4, abs=1e-7), name

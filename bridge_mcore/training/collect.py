@@ -13,11 +13,12 @@ from megatron.core import parallel_state as mpu
 
 from bridge_mcore.config.schema import Config
 from bridge_mcore.data.pairs import EncodedPrompt
-from bridge_mcore.objectives.advantages import group_relative
+from bridge_mcore.data.sample import RL, Sample
+from bridge_mcore.objectives.advantages import group_relative, with_signal
 from bridge_mcore.platform.distributed import Layout
-from bridge_mcore.rewards import MathVerifier, Verdict
+from bridge_mcore.rewards import Verdict
+from bridge_mcore.rewards.judge import Judge
 from bridge_mcore.rollout.engine import Engine, Request, Rollout, SamplingParams
-from bridge_mcore.training.batch import RL, Sample
 
 
 @dataclass
@@ -30,34 +31,11 @@ class Collected:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def replica_broadcast(value: object) -> object:
-    """The value of this replica's first rank: model-parallel ranks must not judge one answer twice."""
-    group = mpu.get_model_parallel_group()
-    if dist.get_world_size(group) == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=dist.get_global_rank(group, 0), group=group)
-    return box[0]
-
-
-def is_replica_first() -> bool:
-    """True on the one rank of each data-parallel replica that talks to the outside."""
-    return dist.get_rank(mpu.get_model_parallel_group()) == 0
-
-
 class Collector:
     """Rolls out, verifies and turns verdicts into advantages."""
 
-    def __init__(self, config: Config, engine: Engine, verifier: MathVerifier, decode: object, layout: Layout) -> None:
-        """decode: token ids -> text that the verifier reads (special tokens left out)."""
-        self.config, self.engine, self.verifier, self.decode, self.layout = config, engine, verifier, decode, layout
-
-    def verify(self, answers: Sequence[str], rollouts: Sequence[Rollout]) -> list[Verdict]:
-        """Verdict of each rollout against its gold answer; the same on every rank of the replica."""
-        verdicts: list[Verdict] | None = None
-        if is_replica_first():
-            verdicts = self.verifier.verify([(a, self.decode(r.tokens)) for a, r in zip(answers, rollouts, strict=True)])
-        return replica_broadcast(verdicts)
+    def __init__(self, config: Config, engine: Engine, judge: Judge, layout: Layout) -> None:
+        self.config, self.engine, self.judge, self.layout = config, engine, judge, layout
 
     def collect(self, prompts: Sequence[EncodedPrompt], first_key: int, params: SamplingParams) -> Collected:
         """Roll out this step's prompts (all of them are passed; this rank takes its share).
@@ -71,7 +49,7 @@ class Collector:
         start = time.perf_counter()
         rollouts = self.engine.generate(requests, params)
         generated = time.perf_counter()
-        verdicts = self.verify([prompts[i].problem.answer for i in mine for _ in range(n)], rollouts)
+        verdicts = self.judge.verify([prompts[i].problem.answer for i in mine for _ in range(n)], rollouts)
         judged = time.perf_counter()
         rewards = torch.tensor([self.reward(v) for v in verdicts]).view(-1, n)
         advantages = group_relative(rewards, self.config.objective.advantage_std).flatten().tolist()
@@ -94,9 +72,7 @@ class Collector:
 
     def _metrics(self, rollouts: list[Rollout], verdicts: list[Verdict], rewards: torch.Tensor) -> dict[str, float]:
         known = rewards[~rewards.isnan()]
-        spread = torch.where(rewards.isnan(), torch.inf, rewards).amin(1) < torch.where(
-            rewards.isnan(), -torch.inf, rewards
-        ).amax(1)
+        spread = with_signal(rewards)
         sums = [
             len(rollouts), len(known), float(known.sum()), float(known.pow(2).sum()), len(spread), int(spread.sum()),
             sum(len(r.tokens) for r in rollouts), sum(not r.finished for r in rollouts),
