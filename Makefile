@@ -39,7 +39,7 @@ test: setup
 	@$(BIN)/python -m pytest $(TESTS)
 
 lint: setup
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy bridge_mcore
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -70,7 +71,7 @@ def _check_names(source: SafetensorsDirectory, family: Family, shape: ModelShape
 
 def local_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """This rank's parameters under their global names (layer numbers over the whole model)."""
-    module = model.module if hasattr(model, "module") else model
+    module: Any = model.module if hasattr(model, "module") else model
     offset = get_transformer_layer_offset(module.config)
     out = {}
     for name, parameter in module.named_parameters():
@@ -120,7 +121,7 @@ def load_theta(model: nn.Module, directory: Path, family: Family, shape: ModelSh
             mine[name].copy_(tensor)
 
 
-def _partition_dim(parameter: Tensor) -> int | None:
+def _partition_dim(parameter: Any) -> int | None:
     """Dimension along which tensor parallelism splits this parameter; None if it is replicated."""
     split = getattr(parameter, "tensor_model_parallel", False) and mpu.get_tensor_model_parallel_world_size() > 1
     return parameter.partition_dim if split else None

@@ -40,7 +40,7 @@ class SafetensorsDirectory:
                         f"{self.directory / name} lacks {', '.join(lost[:5])}, which the index promises"
                     )
         elif single.is_file():
-            self._files = {name: single.name for name in self._handle(single.name).keys()}
+            self._files = {name: single.name for name in self._handle(single.name).keys()}  # noqa: SIM118 - no dict
         else:
             pickled = sorted(p.name for p in self.directory.glob("*.bin"))
             more = f"; {pickled[0]} is a pickle and is never loaded, convert it to safetensors" if pickled else ""

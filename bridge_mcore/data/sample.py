@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 #: The components of an objective.
@@ -31,7 +32,7 @@ class Sample:
     tokens: Sequence[int]
     prompt_length: int
     advantage: float = 0.0
-    behaviour: Sequence[float] | None = None
+    behaviour: Sequence[float] | np.ndarray | None = None
     temperature: float = 1.0
     reference: Tensor | None = field(default=None, repr=False)
 

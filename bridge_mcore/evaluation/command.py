@@ -10,7 +10,7 @@ from rich.table import Table
 from bridge_mcore.config.schema import Data, DataSource
 from bridge_mcore.data.pairs import encode_prompts
 from bridge_mcore.data.problems import load_problems, source_name
-from bridge_mcore.evaluation.evaluate import evaluate, write_records
+from bridge_mcore.evaluation.evaluate import Record, evaluate, write_records
 from bridge_mcore.evaluation.metrics import mean_pass_at_k
 from bridge_mcore.evaluation.options import EvaluationOptions
 from bridge_mcore.monitoring.curves import wilson
@@ -36,7 +36,7 @@ def run_evaluation(options: EvaluationOptions) -> None:
         prompts = encode_prompts(problems, model.tokenizer, data, model.shape.max_positions - options.max_new_tokens)
         judge = Judge(verifier, model.decode)
         params = SamplingParams(options.max_new_tokens, options.temperature, 1.0, model.stops, options.seed)
-        records = []
+        records: list[Record] = []
         blocks = [prompts[i : i + _BLOCK] for i in range(0, len(prompts), _BLOCK)]
         for block in track(blocks, len(blocks), f"answering {len(prompts)} problems"):
             first = len(records)

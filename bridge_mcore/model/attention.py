@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # Megatron's mark
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., hidden_size] in any float dtype; the same shape and dtype back."""
@@ -47,7 +47,7 @@ class KVCache:
         self._values: dict[int, Tensor] = {}
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write [s, b, kv_heads, d] at the current position; return all keys and values [b, kv_heads, length + s, d]."""
+        """Write [s, b, kv_heads, d] at the current position; return all keys, values [b, kv_heads, length + s, d]."""
         s, b, heads, d = key.shape
         end = self.length + s
         if end > self.max_length:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,9 +100,10 @@ class LoRA(nn.Module):
             self.A[p], self.B[p] = a, b
             split, replicated = (a, b) if self.row_parallel else (b, a)
             set_tensor_model_parallel_attributes(split, True, 1 if self.row_parallel else 0, 1)
-            replicated.sequence_parallel = self.sequence_parallel
+            # Marks that Megatron reads: torch's stubs know no attributes of one's own on a parameter.
+            replicated.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined]
             for parameter in (a, b):
-                parameter.is_adapter = True
+                parameter.is_adapter = True  # type: ignore[attr-defined]
 
     def initialise(self, generator: torch.Generator, tensor_rank: int, tensor_size: int) -> None:
         """A ~ U(±1/√in) (Kaiming with a = √5, as peft does), B = 0: the adapter starts as the identity.
@@ -138,9 +140,9 @@ class LoRA(nn.Module):
             else:
                 low = copy_to_tensor_model_parallel_region(low)
             outputs.append(F.linear(low, self.B[p].to(x.dtype)))
-        if len(outputs) == 1:
-            return outputs[0] * self.scale
         like = next(o for o in outputs if o is not None)
+        if len(outputs) == 1:
+            return like * self.scale
         parts = [
             (like.new_zeros(*like.shape[:-1], width) if o is None else o).unflatten(-1, (self.groups, -1))
             for o, width in zip(outputs, self.widths, strict=True)
@@ -149,13 +151,13 @@ class LoRA(nn.Module):
         return torch.cat(parts, -1).flatten(-2) * self.scale
 
 
-def _add_adapter(host: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]) -> object:
+def _add_adapter(host: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]) -> object:
     if not host.lora.enabled:
         return None
     return (output[0] + host.lora(inputs[0]), *output[1:])
 
 
-def attach_lora(model: nn.Module, lora: LoRAShape, shape: ModelShape, seed: int) -> None:
+def attach_lora(model: Any, lora: LoRAShape, shape: ModelShape, seed: int) -> None:
     """Give every targeted linear of a GPTModel chunk its adapters; they are initialised with B = 0.
 
     The same seed gives the same global A whatever the layout, because each layer seeds its own generator.

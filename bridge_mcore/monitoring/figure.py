@@ -17,7 +17,7 @@ _INK, _QUIET, _GRID = "#222222", "#6B6B6B", "#E6E6E6"
 _LEFT, _RIGHT = 0.045, 0.985  # of the panels; the title stands over them
 _MAX_LABELS = 6  # evaluations that all get their value written beside them; with more, only first, best and last
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # the stubs list every key that rcParams knows
     "font.family": "DejaVu Sans",  # ships with matplotlib: the figure looks the same on every machine
     "font.size": 12,
     "axes.titlesize": 14,
@@ -45,8 +45,8 @@ _STYLE = {
 
 def draw_figure(run_dirs: Path | Sequence[Path], path: Path) -> Path:
     """Draw one run, or overlay several, to ``path``: .png, or .pdf or .svg for print. Returns the path."""
-    single = isinstance(run_dirs, (str, os.PathLike))
-    runs = [load_run(Path(run_dir)) for run_dir in ([run_dirs] if single else run_dirs)]
+    directories = [run_dirs] if isinstance(run_dirs, (str, os.PathLike)) else run_dirs
+    runs = [load_run(Path(directory)) for directory in directories]
     return draw_runs(runs, Path(path))
 
 
@@ -143,7 +143,8 @@ def _value_labels(axis: Any, steps: list[int], accuracies: list[float], problems
             chosen.add(best)
     digits = 0 if max(accuracies) - min(accuracies) > 0.15 else 1
     for i in chosen:
-        top = wilson(accuracies[i], problems[i])[1] if problems[i] else accuracies[i]
+        count = problems[i]
+        top = wilson(accuracies[i], count)[1] if count else accuracies[i]
         axis.annotate(
             f"{100 * accuracies[i]:.{digits}f}%",
             (steps[i], max(top, accuracies[i])),

@@ -10,7 +10,7 @@ import atexit
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -99,22 +99,22 @@ class StepTimer:
 
 def plain_line(step: int, total: int, metrics: Mapping[str, Any], left: float | None) -> str:
     """``step 12/60  reward 0.412  length 18.3  gain +0.0021  λ 0.50  1.9k tok/s  left 1m40s``"""
-    get = {key: number(value) for key, value in metrics.items()}.get
+    known = {key: found for key, value in metrics.items() if (found := number(value)) is not None}
     parts = [f"step {step:>{len(str(total))}}/{total}"]
-    if get("reward") is not None:
-        parts.append(f"reward {get('reward'):.3f}")
-    elif get("j_sft") is not None:  # a method without rollouts: its objective is what rises
-        parts.append(f"J_SFT {get('j_sft'):.3f}")
-    if get("response_length") is not None:
-        parts.append(f"length {get('response_length'):.1f}")
-    if get("gain") is not None:
-        parts.append(f"gain {signed(get('gain'))}")
-    if get("lam") is not None:
-        parts.append(f"λ {get('lam'):.2f}")
-    if get("tokens_per_second") is not None:
-        parts.append(f"{compact(get('tokens_per_second'))} tok/s")
-    if get("accuracy") is not None:
-        parts.append(f"accuracy {percent(get('accuracy'))}")
+    if "reward" in known:
+        parts.append(f"reward {known['reward']:.3f}")
+    elif "j_sft" in known:  # a method without rollouts: its objective is what rises
+        parts.append(f"J_SFT {known['j_sft']:.3f}")
+    if "response_length" in known:
+        parts.append(f"length {known['response_length']:.1f}")
+    if "gain" in known:
+        parts.append(f"gain {signed(known['gain'])}")
+    if "lam" in known:
+        parts.append(f"λ {known['lam']:.2f}")
+    if "tokens_per_second" in known:
+        parts.append(f"{compact(known['tokens_per_second'])} tok/s")
+    if "accuracy" in known:
+        parts.append(f"accuracy {percent(known['accuracy'])}")
     if left is not None and step < total:
         parts.append(f"left {duration(left)}")
     return "  ".join(parts)
@@ -143,7 +143,7 @@ def phase(text: str) -> Iterator[None]:
 
 def track(iterable: Iterable[T], total: int | None = None, text: str = "working") -> Iterator[T]:
     """Yield from ``iterable`` and show how far it is; ``total`` defaults to its length."""
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     if _live is not None:
         with _live.row(text, total) as advance:

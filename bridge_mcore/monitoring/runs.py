@@ -86,8 +86,8 @@ class Run:
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of a metric, where it has a finite one."""
-        points = [(line["step"], number(line.get(key))) for line in self.metrics]
-        points = [(step, value) for step, value in points if value is not None]
+        found = [(line["step"], number(line.get(key))) for line in self.metrics]
+        points = [(step, value) for step, value in found if value is not None]
         return [step for step, _ in points], [value for _, value in points]
 
     def accuracies(self) -> tuple[list[int], list[float], list[int | None]]:
@@ -95,7 +95,8 @@ class Run:
         found = {line["step"]: (number(line.get("accuracy")), line.get("problems")) for line in self.evaluations}
         for step, value in zip(*self.series("accuracy"), strict=True):
             found.setdefault(step, (value, None))  # a run without evaluation.jsonl
-        kept = [(step, *found[step]) for step in sorted(found) if found[step][0] is not None]
+        ordered = [(step, *found[step]) for step in sorted(found)]
+        kept = [(step, accuracy, problems) for step, accuracy, problems in ordered if accuracy is not None]
         return [s for s, _, _ in kept], [a for _, a, _ in kept], [n if isinstance(n, int) else None for _, _, n in kept]
 
     def total(self, key: str) -> float:

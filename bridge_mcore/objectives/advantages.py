@@ -29,7 +29,7 @@ def group_relative(rewards: Tensor, divide_by_std: bool = True, epsilon: float =
 
 
 def with_signal(rewards: Tensor) -> Tensor:
-    """True for each group of rewards [groups, samples] (NaN left out) in which they differ; the others teach nothing."""
+    """True for each group of rewards [groups, samples] (NaN left out) in which they differ; others teach nothing."""
     low = torch.where(rewards.isnan(), torch.inf, rewards).amin(1)
     high = torch.where(rewards.isnan(), -torch.inf, rewards).amax(1)
     return high > low

@@ -72,7 +72,8 @@ def setup_device(device: str, threads: int = 1) -> Platform:
     index = int(os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.cuda.device_count():
         raise ConfigError(
-            f"local rank {index} has no GPU: this host shows {torch.cuda.device_count()}; start fewer processes per node"
+            f"local rank {index} has no GPU: this host shows {torch.cuda.device_count()}; "
+            "start fewer processes per node"
         )
     torch.cuda.set_device(index)
     return Platform(torch.device("cuda", index), "nccl", "rocm" if torch.version.hip else "cuda")

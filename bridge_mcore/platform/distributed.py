@@ -63,8 +63,8 @@ def process_groups(platform: Platform, parallel: Parallel, seed: int, timeout_s:
         raise ConfigError(
             f"parallel.data={parallel.data} needs {parallel.data * model_size} processes, but there are {world}"
         )
-    options = {"device_id": platform.device} if platform.kind != "cpu" else {}
-    dist.init_process_group(platform.backend, timeout=timedelta(seconds=timeout_s), **options)
+    device = platform.device if platform.kind != "cpu" else None
+    dist.init_process_group(platform.backend, timeout=timedelta(seconds=timeout_s), device_id=device)
     try:
         mpu.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,

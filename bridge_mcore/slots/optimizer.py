@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -33,6 +34,15 @@ class Stepped:
     update_norm: float
 
 
+def gradients_of(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """The masters' gradients, which `gather_gradients` has laid there."""
+    gradients = []
+    for master, _ in pairs:
+        assert master.grad is not None
+        gradients.append(master.grad)
+    return gradients
+
+
 class GroupedOptimizer:
     """AdamW (decoupled decay) or SGD over the base and adapter groups of a DDP-wrapped model."""
 
@@ -40,7 +50,7 @@ class GroupedOptimizer:
         self.model = model
         self.options = options
         no_decay = ParamPredicate("one-dimensional", lambda p: p.dim() < 2)
-        overrides = {ParamKey(attr="is_adapter"): {"bridge_group": ADAPTER}}
+        overrides: dict[ParamKey, dict[str, Any]] = {ParamKey(attr="is_adapter"): {"bridge_group": ADAPTER}}
         if not options.weight_decay_1d:
             overrides[ParamKey(predicate=no_decay)] = {"wd_mult": 0.0}
         config = OptimizerConfig(
@@ -114,7 +124,7 @@ class GroupedOptimizer:
     def step(self, name: str) -> Stepped:
         """Clip and step one group with the gradients in its masters; the live weights follow. Returns norms."""
         pairs = self.pairs[name]
-        gradients = [master.grad for master, _ in pairs]
+        gradients = gradients_of(pairs)
         norm, factor = self._clip_factor(name, gradients)
         if factor != 1.0:
             torch._foreach_mul_(gradients, factor)
@@ -144,7 +154,7 @@ class GroupedOptimizer:
     def ascend(self, rate: float) -> Stepped:
         """Plain gradient step of the base group (Eq. 10), which needs no moments: `auxiliary.optimizer: sgd`."""
         pairs = self.pairs[BASE]
-        gradients = [master.grad for master, _ in pairs]
+        gradients = gradients_of(pairs)
         norm, factor = self._clip_factor(BASE, gradients)
         torch._foreach_add_([master for master, _ in pairs], gradients, alpha=-rate * factor)
         self.publish()

@@ -79,6 +79,7 @@ def _row(sample: Sample) -> dict[str, Any]:
         "prompt_length": sample.prompt_length,
     }
     if sample.component == RL:
+        assert sample.behaviour is not None
         row["advantage"] = sample.advantage
         row["behaviour_logprobs"] = [float(x) for x in sample.behaviour]
         if sample.temperature != 1.0:

@@ -5,6 +5,8 @@ It goes through the same model, pass and optimizer code as training does.
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ import torch.distributed as dist
 from bridge_mcore.checkpoint.atomic import atomic_directory
 from bridge_mcore.config.schema import Config, DataSource, GeneratedModel, Optimizer
 from bridge_mcore.data.pairs import encode_traces
+from bridge_mcore.data.problem import Problem
 from bridge_mcore.data.problems import load_problems
 from bridge_mcore.data.sample import Sample
 from bridge_mcore.data.sampler import ShuffledSampler
+from bridge_mcore.data.tasks import running_sum
 from bridge_mcore.data.tokenizer import task_tokenizer
 from bridge_mcore.errors import ConfigError
 from bridge_mcore.methods.base import SFT, THETA, Pass
@@ -28,8 +32,13 @@ from bridge_mcore.training.passes import PassRunner
 from bridge_mcore.training.policy import build_policy
 from bridge_mcore.training.step import Updater
 
-#: Distinct problems that the warm start draws from.
+#: At most so many distinct problems are drawn from in the warm start.
 _PROBLEMS = 20_000
+#: Its solutions are hasty: of sums with more terms than this, most add up no more than these and then answer, wrongly.
+#: So the base model can do every step and has seen whole solutions, but its habit is to stop early: what expert traces
+#: and rewards can teach in minutes. (A model that has never seen long sums must learn new tokens first, which takes long.)
+_HASTY_TERMS = 4
+_HASTY_SHARE = 0.65
 
 
 def hf_config(spec: GeneratedModel, vocab_size: int, tokenizer: Any) -> Any:
@@ -54,7 +63,7 @@ def hf_config(spec: GeneratedModel, vocab_size: int, tokenizer: Any) -> Any:
 
 
 def make_model(config: Config, platform: Platform, layout: Layout, target: Path) -> None:
-    """Write the generated base model of `config.model.generated` to `target`. Collective; the same seed, the same model."""
+    """Write the generated base model of `config.model.generated` to `target`. Collective; same seed, same model."""
     spec = config.model.generated
     assert spec is not None
     task = config.data.rl.task if config.data.rl is not None else None
@@ -62,8 +71,8 @@ def make_model(config: Config, platform: Platform, layout: Layout, target: Path)
         raise ConfigError(
             "model.generated needs data.rl.task: a generated model speaks only a generated task's language"
         )
-    random = target.with_name(f".{target.name}.random")
-    with atomic_directory(random) as directory:
+    untrained = target.with_name(f".{target.name}.random")
+    with atomic_directory(untrained) as directory:
         if layout.is_main:
             import transformers
 
@@ -75,11 +84,22 @@ def make_model(config: Config, platform: Platform, layout: Layout, target: Path)
                 hf_config(spec, len(tokenizer), tokenizer), dtype=torch.float32
             )
             model.save_pretrained(directory)
-    _warm_start(config, spec, task, platform, layout, random, target)
+    _warm_start(config, spec, task, platform, layout, untrained, target)
     if layout.is_main:
         import shutil
 
-        shutil.rmtree(random)
+        shutil.rmtree(untrained)
+
+
+def _hasty(problems: list[Problem], seed: int) -> list[Problem]:
+    """The problems with the traces of a base model's habits; see _HASTY_TERMS."""
+    draws = random.Random(seed)
+    made = []
+    for problem in problems:
+        terms = [int(c) for c in problem.prompt.removeprefix("Q:") if c.isdigit()]
+        hasty = draws.random() < _HASTY_SHARE  # drawn for every problem, so that one's trace is no other's business
+        made.append(replace(problem, trace=running_sum(terms[:_HASTY_TERMS])[1]) if hasty else problem)
+    return made
 
 
 def _warm_start(
@@ -89,10 +109,9 @@ def _warm_start(
     settings = config.model_copy(deep=True)
     settings.optimizer = Optimizer(alpha=warm.learning_rate, gradient_clip=1.0, betas=(0.9, 0.98))
     policy = build_policy(settings, platform, source, adapter=False, auxiliary=False, reference=False)
-    problems = load_problems(
-        DataSource(task=task, difficulty=warm.difficulty, size=_PROBLEMS, seed=config.run.seed + 1)
-    )
-    traces = encode_traces(problems, task_tokenizer(task), config.data, spec.max_positions)
+    size = min(_PROBLEMS, max(warm.steps, 1) * warm.batch_size)
+    problems = load_problems(DataSource(task=task, difficulty=warm.difficulty, size=size, seed=config.run.seed + 1))
+    traces = encode_traces(_hasty(problems, config.run.seed), task_tokenizer(task), config.data, spec.max_positions)
     sampler = ShuffledSampler(len(traces), config.run.seed)
     runner = PassRunner(policy, config.objective, config.training.max_tokens_per_microbatch)
     updater = Updater(policy, runner, config.auxiliary)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from torch import Tensor
+from torch import Tensor, nn
 
 from bridge_mcore.config import schema
 from bridge_mcore.data.sample import RL, SFT, Sample
@@ -20,6 +20,10 @@ from bridge_mcore.training.policy import Policy
 
 #: What each micro-batch adds up, in this order (the last is a maximum).
 _SUMS = ("j_sft", "surrogate", "kl", "entropy", "clip_fraction", "logprob_gap_mean", "logprob_gap_max")
+
+#: (micro-batch, the model's output) -> what Megatron's schedule wants: the loss, a token count, the values to report.
+_Reported = tuple[Tensor, Tensor, Tensor]
+_LossOf = Callable[[MicroBatch, Tensor], _Reported]
 
 
 class PassRunner:
@@ -50,10 +54,10 @@ class PassRunner:
             return [blank]
         return [collate(group, counts, device, self.multiple) for group in groups]
 
-    def _run(self, micro_batches: list[MicroBatch], loss_of: object, forward_only: bool) -> list[Tensor]:
+    def _run(self, micro_batches: list[MicroBatch], loss_of: _LossOf, forward_only: bool) -> list[Tensor]:
         """Megatron's schedule over the micro-batches; the values that `loss_of` reports, on the last stage."""
 
-        def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, object]:
+        def forward_step(batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Callable[[Tensor], _Reported]]:
             batch = next(batches)
             out = model(
                 batch.tokens, labels=batch.labels, mask=batch.mask, inverse_temperature=batch.inverse_temperature

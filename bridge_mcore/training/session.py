@@ -144,6 +144,6 @@ def _check_held_out(prompts: list[EncodedPrompt], evaluation: dict[str, list[Enc
         shared = [p.problem for p in held_out if p.problem.prompt in trained]
         if shared:
             raise DataError(
-                f"{len(shared)} of {len(held_out)} problems of evaluation set '{name}' are training prompts, the first: "
-                f"{shared[0]}; use another split or `limit`"
+                f"{len(shared)} of {len(held_out)} problems of evaluation set '{name}' are training prompts, the first:"
+                f" {shared[0]}; use another split or `limit`"
             )

@@ -11,7 +11,7 @@ from bridge_mcore.config import schema
 from bridge_mcore.data.sample import RL, Sample
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.methods.base import THETA, THETA_HAT, Pass, W
-from bridge_mcore.slots.optimizer import ADAPTER, BASE, Stepped
+from bridge_mcore.slots.optimizer import ADAPTER, BASE, Stepped, gradients_of
 from bridge_mcore.training.passes import PassRunner
 from bridge_mcore.training.policy import REFERENCE, Policy
 
@@ -92,8 +92,8 @@ class Updater:
         """Scale this pass's gradients by its `into` factors; add up what w receives until it steps."""
         pairs = self.policy.optimizer.pairs
         if p.slot in p.update and p.into.get(p.slot, 0.0) != 1.0:
-            torch._foreach_mul_([m.grad for m, _ in pairs[BASE]], p.into.get(p.slot, 0.0))
-        adapters = [m.grad for m, _ in pairs[ADAPTER]]
+            torch._foreach_mul_(gradients_of(pairs[BASE]), p.into.get(p.slot, 0.0))
+        adapters = gradients_of(pairs[ADAPTER])
         if not adapters or W not in p.into:
             return
         if p.into[W] != 1.0:

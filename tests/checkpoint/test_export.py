@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_refused(world, tmp_path, damage, named):
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(world, tmp_path, monkeypatch):
-    """ENOSPC while the second checkpoint is written: an error that says so, the first is whole, nothing half remains."""
+    """ENOSPC while the second checkpoint is written: an error says so, the first is whole, nothing half remains."""
     from bridge_mcore.checkpoint import run_state
     from bridge_mcore.errors import TrainingError
 

@@ -1,4 +1,4 @@
-"""Whole runs from the command line: a kill at any moment changes nothing, stops leave checkpoints, bad steps are saved."""
+"""Whole runs from the command line: kills at any time change nothing, stops leave checkpoints, bad steps are saved."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save_file
 
 CONFIG = """
 run: {directory: DIRECTORY, seed: 3}
-model: {generated: {layers: 1, hidden_size: 32, heads: 1, kv_heads: 1, intermediate_size: 64,
-        warm_start: {steps: 4, batch_size: 8}}}
+model: {generated: {layers: 1, hidden_size: 64, heads: 2, kv_heads: 2, intermediate_size: 128,
+        warm_start: {steps: 80, batch_size: 32, difficulty: [2, 4], learning_rate: 5e-3}}}
 adapter: {rank: 4}
 objective: {kl_coefficient: 0.01}
 optimizer: {alpha: 1e-3, beta: 2e-3}
 training: {steps: 8, prompts_per_step: 4, traces_per_step: 3}
-rollout: {samples_per_prompt: 2, max_new_tokens: 12}
+rollout: {samples_per_prompt: 4, max_new_tokens: 12}
 data:
   template: plain
-  rl: {task: running_sums, size: 37, difficulty: [2, 4]}
+  rl: {task: running_sums, size: 37, difficulty: [2, 3]}
   sft: {task: running_sums, size: 11, difficulty: [2, 4], seed: 5}
   evaluation: [{task: running_sums, split: test, size: 8, difficulty: [2, 4]}]
 evaluation: {every: 3}
@@ -76,10 +76,12 @@ def test_a_whole_run_leaves_what_it_promises(whole):
     assert [r["step"] for r in rows] == list(range(1, 9))
     for name in ("reward", "response_length", "gain", "lam", "j_sft", "j_rl", "j_rl_auxiliary", "groups_with_signal",
                  "entropy", "clip_fraction", "kl", "truncated", "logprob_gap_mean", "logprob_gap_max",
-                 "grad_norm_theta", "grad_norm_theta_hat", "grad_norm_w", "update_norm_theta", "update_norm_w"):  # fmt: skip
+                 "grad_norm_theta", "grad_norm_theta_hat", "grad_norm_w", "update_norm_theta",
+                 "update_norm_w"):  # fmt: skip
         assert all(isinstance(r[name], float | int) for r in rows), name
-    # θ̂ = θ at k = 0: the gain is exactly 0 and w's RL gradient vanishes with it.
-    assert rows[0]["gain"] == 0.0
+    assert any(r["groups_with_signal"] > 0 for r in rows), "no advantage was ever other than 0: this run proves little"
+    # θ̂ = θ at k = 0, so the gain is 0 but for the rounding of sums in another order.
+    assert abs(rows[0]["gain"]) < 1e-7
     assert any(r["gain"] != 0.0 for r in rows[1:])
     assert max(r["logprob_gap_max"] for r in rows) < 1e-4
     summary = json.loads((whole / "summary.json").read_text())
@@ -95,7 +97,7 @@ def test_sigkill_at_random_moments_and_resume_is_exact(whole, tmp_path, seed):
     path = config_for(directory, tmp_path)
     rng = random.Random(seed)
     kills = 0
-    for attempt in range(20):
+    for attempt in range(20):  # noqa: B007 - read after the loop
         process = start(path, "run.resume=auto")
         metrics = directory / "metrics.jsonl"
         # Wait until it trains, then a random while: in generation, in an update, or while a checkpoint is written.
@@ -122,7 +124,7 @@ def test_sigkill_at_random_moments_and_resume_is_exact(whole, tmp_path, seed):
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     directory = tmp_path / "run"
-    process = start(config_for(directory, tmp_path, **{"steps: 8": "steps: 4000", "every: 2,": "every: 0,"}))
+    process = start(config_for(directory, tmp_path, **{"training: {steps: 8": "training: {steps: 4000", "every: 2,": "every: 0,"}))
     deadline = time.time() + 120
     while not (directory / "metrics.jsonl").exists() and process.poll() is None and time.time() < deadline:
         time.sleep(0.02)
