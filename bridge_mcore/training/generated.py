@@ -36,7 +36,7 @@ from bridge_mcore.training.step import Updater
 _PROBLEMS = 20_000
 #: Its solutions are hasty: of sums with more terms than this, most add up no more than these and then answer, wrongly.
 #: So the base model can do every step and has seen whole solutions, but its habit is to stop early: what expert traces
-#: and rewards can teach in minutes. (A model that has never seen long sums must learn new tokens first, which takes long.)
+#: and rewards can teach in minutes. (A model that has never seen long sums must learn new tokens first: slow.)
 _HASTY_TERMS = 4
 _HASTY_SHARE = 0.65
 

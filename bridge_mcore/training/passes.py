@@ -22,8 +22,7 @@ from bridge_mcore.training.policy import Policy
 _SUMS = ("j_sft", "surrogate", "kl", "entropy", "clip_fraction", "logprob_gap_mean", "logprob_gap_max")
 
 #: (micro-batch, the model's output) -> what Megatron's schedule wants: the loss, a token count, the values to report.
-_Reported = tuple[Tensor, Tensor, Tensor]
-_LossOf = Callable[[MicroBatch, Tensor], _Reported]
+_LossOf = Callable[[MicroBatch, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class PassRunner:
@@ -57,7 +56,7 @@ class PassRunner:
     def _run(self, micro_batches: list[MicroBatch], loss_of: _LossOf, forward_only: bool) -> list[Tensor]:
         """Megatron's schedule over the micro-batches; the values that `loss_of` reports, on the last stage."""
 
-        def forward_step(batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Callable[[Tensor], _Reported]]:
+        def forward_step(batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Callable]:
             batch = next(batches)
             out = model(
                 batch.tokens, labels=batch.labels, mask=batch.mask, inverse_temperature=batch.inverse_temperature

@@ -124,7 +124,9 @@ def test_sigkill_at_random_moments_and_resume_is_exact(whole, tmp_path, seed):
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     directory = tmp_path / "run"
-    process = start(config_for(directory, tmp_path, **{"training: {steps: 8": "training: {steps: 4000", "every: 2,": "every: 0,"}))
+    process = start(
+        config_for(directory, tmp_path, **{"training: {steps: 8": "training: {steps: 4000", "every: 2,": "every: 0,"})
+    )
     deadline = time.time() + 120
     while not (directory / "metrics.jsonl").exists() and process.poll() is None and time.time() < deadline:
         time.sleep(0.02)
