@@ -107,7 +107,7 @@ def read_theta(model: nn.Module, directory: Path, family: Family, shape: ModelSh
     for name, parameter in mine.items():
         mapping = mappings[name]
         full = mapping.merge([source.tensor(n) for n in mapping.hf], shape)
-        dim = _partition_dim(parameter)
+        dim = partition_dim_of(parameter)
         yield name, full if dim is None else mapping.shard(full, dim, size)[rank]
 
 
@@ -121,7 +121,7 @@ def load_theta(model: nn.Module, directory: Path, family: Family, shape: ModelSh
             mine[name].copy_(tensor)
 
 
-def _partition_dim(parameter: Any) -> int | None:
+def partition_dim_of(parameter: Any) -> int | None:
     """Dimension along which tensor parallelism splits this parameter; None if it is replicated."""
     split = getattr(parameter, "tensor_model_parallel", False) and mpu.get_tensor_model_parallel_world_size() > 1
     return parameter.partition_dim if split else None
@@ -129,7 +129,7 @@ def _partition_dim(parameter: Any) -> int | None:
 
 def gather(tensor: Tensor, parameter: Tensor, mapping: Plain) -> Tensor:
     """The full tensor, on every tensor rank, from this rank's shard; `parameter` says how it is split."""
-    dim = _partition_dim(parameter)
+    dim = partition_dim_of(parameter)
     if dim is None:
         return tensor
     shards = [torch.empty_like(tensor) for _ in range(mpu.get_tensor_model_parallel_world_size())]

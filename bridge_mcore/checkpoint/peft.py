@@ -12,7 +12,7 @@ from megatron.core import parallel_state as mpu
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bridge_mcore.checkpoint.hf import _partition_dim, gather, local_parameters
+from bridge_mcore.checkpoint.hf import gather, local_parameters, partition_dim_of
 from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory
 from bridge_mcore.config.schema import LORA_HOSTS, LORA_PROJECTIONS
 from bridge_mcore.errors import CheckpointError
@@ -91,7 +91,7 @@ def load_adapter(model: nn.Module, directory: Path, lora: LoRAShape, shape: Mode
         for mapping, _ in _mappings(lora, shape):
             if mapping.mcore in mine:
                 parameter, full = mine[mapping.mcore], source.tensor(mapping.hf[0])
-                dim = _partition_dim(parameter)
+                dim = partition_dim_of(parameter)
                 parameter.copy_(full if dim is None else mapping.shard(full, dim, size)[rank])
 
 

@@ -57,7 +57,7 @@ def _tensors(policy: Policy) -> dict[str, Tensor]:
 
 def _group_steps(policy: Policy) -> dict[str, Any]:
     """Step counts that apex and TE keep per parameter group."""
-    groups = list(policy.optimizer._groups((BASE, ADAPTER)))
+    groups = list(policy.optimizer.groups((BASE, ADAPTER)))
     return {
         "optimizer": [int(g["step"]) if "step" in g else None for g in groups],
         "slots": {name: {str(k): v for k, v in slot.group_steps.items()} for name, slot in policy.slots.items()},
@@ -184,7 +184,7 @@ def _fill_state(stored: dict[str, Tensor], prefix: str, name: str, state: dict[s
 
 
 def _restore_group_steps(policy: Policy, saved: dict[str, Any]) -> None:
-    groups = list(policy.optimizer._groups((BASE, ADAPTER)))
+    groups = list(policy.optimizer.groups((BASE, ADAPTER)))
     for group, step in zip(groups, saved["optimizer"], strict=True):
         if step is not None:
             group["step"] = step

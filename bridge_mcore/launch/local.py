@@ -19,6 +19,7 @@ from bridge_mcore.config.load import dump_config
 from bridge_mcore.config.replay import ReplayOptions
 from bridge_mcore.config.schema import Config, Parallel
 from bridge_mcore.errors import BridgeError
+from bridge_mcore.platform.ranks import free_port, joined
 
 _GRACE_S = 60.0  # for the other ranks, once one has ended badly or a stop was asked for
 
@@ -26,11 +27,6 @@ _GRACE_S = 60.0  # for the other ranks, once one has ended badly or a stop was a
 def world_size(parallel: Parallel) -> int:
     """Processes that a layout needs (a data size that is not given counts as 1)."""
     return parallel.tensor * parallel.pipeline * parallel.context * (parallel.data or 1)
-
-
-def joined() -> bool:
-    """True in a process that torchrun (or the launcher below) started."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def _die_with_parent() -> None:
@@ -45,8 +41,6 @@ def launch(count: int, arguments: list[str], threads: int) -> None:
     SIGTERM and Ctrl-C are passed on, so that ranks can write a checkpoint. When one rank fails the others are ended.
     Raises BridgeError with the first failing rank's exit code.
     """
-    from bridge_mcore.platform.ports import free_port
-
     environment = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",

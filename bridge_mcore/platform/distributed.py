@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from bridge_mcore.config.schema import Parallel
 from bridge_mcore.errors import ConfigError
 from bridge_mcore.platform.device import Platform
-from bridge_mcore.platform.ports import free_port
+from bridge_mcore.platform.ranks import joined
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,7 @@ def process_groups(platform: Platform, parallel: Parallel, seed: int, timeout_s:
 
     Without such an environment the process is a world of one. Raises ConfigError when the world size does not fit.
     """
-    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", str(free_port()))
-    world = int(os.environ["WORLD_SIZE"])
+    world = int(os.environ["WORLD_SIZE"]) if joined() else 1
     model_size = parallel.tensor * parallel.pipeline * parallel.context
     if world % model_size:
         raise ConfigError(
@@ -64,7 +61,9 @@ def process_groups(platform: Platform, parallel: Parallel, seed: int, timeout_s:
             f"parallel.data={parallel.data} needs {parallel.data * model_size} processes, but there are {world}"
         )
     device = platform.device if platform.kind != "cpu" else None
-    dist.init_process_group(platform.backend, timeout=timedelta(seconds=timeout_s), device_id=device)
+    # A world of one needs neither a port nor an environment, and leaves none to its child processes.
+    alone: dict[str, Any] = {} if joined() else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group(platform.backend, timeout=timedelta(seconds=timeout_s), device_id=device, **alone)
     try:
         mpu.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,

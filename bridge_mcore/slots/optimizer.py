@@ -83,10 +83,10 @@ class GroupedOptimizer:
 
     def set_rates(self, alpha: float, beta: float) -> None:
         """Learning rates of the next steps: α of θ and θ̂, β of w."""
-        for group in self._groups((BASE, ADAPTER)):
+        for group in self.groups((BASE, ADAPTER)):
             group["lr"] = beta if group.get("bridge_group", BASE) == ADAPTER else alpha
 
-    def _groups(self, names: Iterable[str]) -> Iterator[dict]:
+    def groups(self, names: Iterable[str]) -> Iterator[dict]:
         for part in self.parts:
             yield from (g for g in part.param_groups if g.get("bridge_group", BASE) in names)
 

@@ -47,7 +47,7 @@ class Slot:
                 state.update(self.states[i])
                 self.states[i] = kept
         if self.moments:
-            for index, group in enumerate(optimizer._groups((BASE,))):
+            for index, group in enumerate(optimizer.groups((BASE,))):
                 if "step" in group:
                     mine = self.group_steps.get(index, 0)
                     self.group_steps[index], group["step"] = group["step"], mine
