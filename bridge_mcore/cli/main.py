@@ -18,6 +18,7 @@ from bridge_mcore import __version__
 from bridge_mcore.cli import evaluate, generate, keys, replay, report, train, verify
 from bridge_mcore.errors import BridgeError
 from bridge_mcore.platform.quiet import quieten
+from bridge_mcore.platform.ranks import joined
 
 app = typer.Typer(
     name="bridge-mcore",
@@ -68,10 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:  # typer itself ends with 130 where it sees one first
         sys.exit(130)
-    except Exception:
+    except Exception as error:
+        if joined() and any(sign in str(error) for sign in _LOST_PEER):
+            _say(f"error: rank {os.environ['RANK']} lost its connection to another rank, which has ended")
+            sys.exit(1)
         traceback.print_exc()
         _say("error: this is a bug in bridge-mcore; please report it, with the command and all of the lines above")
         sys.exit(1)
+
+
+#: How gloo and NCCL say that the other side is gone.
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process has terminated")
 
 
 def _say(text: str) -> None:
