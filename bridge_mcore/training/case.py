@@ -12,7 +12,6 @@ import torch.distributed as dist
 import yaml
 from megatron.core import parallel_state as mpu
 
-from bridge_mcore.checkpoint import peft
 from bridge_mcore.checkpoint.atomic import atomic_directory
 from bridge_mcore.config import schema
 from bridge_mcore.data.sample import RL, Sample
@@ -25,14 +24,8 @@ def write_weights(policy: Policy, directory: Path) -> None:
     policy.export_theta(directory / "model", dtype=torch.float32)
     if THETA_HAT in policy.slots:
         policy.export_theta(directory / "auxiliary", THETA_HAT, dtype=torch.float32)
-    if policy.lora is None:
-        return
-    tensors = policy.adapter_tensors()
-    parts: list[dict[str, Any]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(parts, tensors)
-    if dist.get_rank() == 0:
-        merged = {k: v for part in parts for k, v in part.items()}
-        peft.write_adapter(directory / "adapter", merged, policy.lora, "../model")
+    if policy.lora is not None:
+        policy.export_adapter(directory / "adapter", "../model")
 
 
 def save_case(

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 
-from bridge_mcore.checkpoint import peft
 from bridge_mcore.checkpoint.atomic import atomic_directory
 from bridge_mcore.config.schema import Config
 from bridge_mcore.evaluation.evaluate import EvaluationResult, evaluate, write_records
@@ -128,12 +126,7 @@ def export(session: Session) -> dict[str, Path]:
         target = directory / "export_peft"
         with atomic_directory(target) as temporary:
             policy.export_theta(temporary / "base", dtype=getattr(torch, config.model.dtype))
-            tensors = policy.adapter_tensors()
-            parts: list[dict[str, Any]] = [{}] * dist.get_world_size()
-            dist.all_gather_object(parts, tensors)
-            if session.layout.is_main:
-                merged = {k: v for part in parts for k, v in part.items()}
-                peft.write_adapter(temporary / "adapter", merged, policy.lora, str(target / "base"))
+            policy.export_adapter(temporary / "adapter", str(target / "base"))
         written["adapter"] = target / "adapter"
     return written
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from torch import Tensor
 
@@ -96,6 +97,14 @@ class Policy:
         """w in PEFT's names (this pipeline stage's layers), full tensors on CPU. Collective over tensor ranks."""
         assert self.lora is not None
         return peft.adapter_tensors(self.module, self.adapter_masters(), self.lora, self.shape)
+
+    def export_adapter(self, directory: Path, base: str) -> None:
+        """Write w as a PEFT adapter of all pipeline stages' layers; `base` is the base model it names. Collective."""
+        assert self.lora is not None
+        parts: list[dict[str, Tensor]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(parts, self.adapter_tensors())
+        if dist.get_rank() == 0:
+            peft.write_adapter(directory, {k: v for part in parts for k, v in part.items()}, self.lora, base)
 
 
 def build_policy(
