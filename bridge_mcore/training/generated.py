@@ -1,4 +1,4 @@
-"""A small base model made on the spot: random weights, then SFT on easy problems, which stands for pre-training.
+"""A small base model made on the spot: random weights, then SFT on hasty solutions, which stands for pre-training.
 
 It goes through the same model, pass and optimizer code as training does.
 """
@@ -118,7 +118,7 @@ def _warm_start(
     factor = rate_factor("cosine", min(20, warm.steps // 5), warm.steps)
     sft = [Pass(THETA, {SFT: 1.0}, into={THETA: 1.0}, update=(THETA,))]
     steps = range(warm.steps)
-    for step in track(steps, warm.steps, "making a base model (SFT on easy problems)") if layout.is_main else steps:
+    for step in track(steps, warm.steps, "making a base model (SFT on hasty solutions)") if layout.is_main else steps:
         chosen = [traces[i] for i in sampler.take(warm.batch_size)][layout.data_rank :: layout.data]
         samples = [Sample(SFT, t.tokens, t.prompt_length) for t in chosen]
         rate = warm.learning_rate * factor(step)
