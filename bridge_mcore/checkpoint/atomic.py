@@ -45,7 +45,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     Every rank calls it; rank 0 makes, renames and removes. What stood at `target` stays until the new directory is
     complete on disk. A full disk raises TrainingError and leaves the old one alone.
     """
-    target = Path(target)
+    target = Path(target).resolve()
     main = not dist.is_initialized() or dist.get_rank() == 0
     temporary = target.with_name(f".{target.name}.incomplete")
     if main:
@@ -79,6 +79,8 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         raise TrainingError(
             f"the disk is full: {target} was not written, and what was saved before is untouched; free some space"
         ) from failure
+    if isinstance(failure, OSError):
+        raise TrainingError(f"{target} could not be written: {failure}") from failure
     if failure is not None:
         raise failure
     raise TrainingError(f"{target} was not written, because another rank failed: {shared}")

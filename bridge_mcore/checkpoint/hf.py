@@ -55,6 +55,13 @@ def _check_names(source: SafetensorsDirectory, family: Family, shape: ModelShape
     extra = found - set(expected)
     if shape.tied:
         extra -= {"lm_head.weight"}  # some tied checkpoints carry the copy
+        if "lm_head.weight" in found and "model.embed_tokens.weight" in found:
+            head, embedding = source.tensor("lm_head.weight"), source.tensor("model.embed_tokens.weight")
+            if not torch.equal(head, embedding):
+                raise CheckpointError(
+                    f"{source.directory}: config.json ties lm_head to the embedding, but the file holds two different "
+                    "tensors; set tie_word_embeddings to false in config.json, or remove lm_head.weight"
+                )
     extra = {name for name in extra if not name.endswith("rotary_emb.inv_freq")}
     missing = set(expected) - found
     wrong = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,18 @@ def read_adapter_config(directory: Path) -> LoRAShape:
     targets = config.get("target_modules")
     if targets == "all-linear":
         targets = list(LORA_PROJECTIONS)
+    elif isinstance(targets, str):  # a pattern over module names, as peft matches it
+        try:
+            targets = [p for p, path in HF_PATHS.items() if re.fullmatch(targets, f"model.layers.0.{path}")]
+        except re.error as error:
+            raise CheckpointError(f"{path}: target_modules is no valid pattern: {error}") from error
     if not isinstance(targets, list):
         wrong.append(f"target_modules={targets!r} (a list of projections is needed)")
     else:
         wrong += [f"target module '{t}'" for t in targets if t not in LORA_PROJECTIONS]
+    for key in ("r", "lora_alpha"):
+        if not isinstance(config.get(key), int | float) or config[key] <= 0:
+            wrong.append(f"{key}={config.get(key)!r}")
     if wrong:
         raise CheckpointError(f"{path}: {', '.join(wrong)} cannot be expressed as w")
     return LoRAShape(

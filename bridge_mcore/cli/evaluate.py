@@ -41,7 +41,7 @@ def evaluate(
         typer.Option(metavar="FILE.jsonl", help="Write every answer with its verdict here.", show_default=False),
     ] = None,
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = "cpu",
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**40, metavar="N", help="Seed of sampling.")] = 0,
 ) -> None:
     """Measure a model's accuracy on problems with known answers.
 

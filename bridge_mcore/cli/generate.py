@@ -33,7 +33,7 @@ def generate(
         float, typer.Option(metavar="P", help="Sample from the smallest set of tokens with probability P.")
     ] = 1.0,
     samples: Annotated[int, typer.Option(min=1, metavar="K", help="Answers to give.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**40, metavar="N", help="Seed of sampling.")] = 0,
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = "cpu",
     adapter: Annotated[
         Path | None, typer.Option(metavar="DIR", help="PEFT LoRA adapter to put on the model.", show_default=False)

@@ -94,12 +94,6 @@ def _method(config: Config) -> Iterator[str]:
             )
         elif steps < 2:
             yield "method.name = cold_start needs training.steps of at least 2: SFT, then RL"
-    optimizer = config.optimizer
-    if optimizer.schedule != "constant" and optimizer.warmup_steps >= steps:
-        yield (
-            f"optimizer.warmup_steps = {optimizer.warmup_steps} leaves nothing of training.steps = {steps} for "
-            f"optimizer.schedule = {optimizer.schedule}: lower it"
-        )
 
 
 def _lam(lam: float | Schedule) -> Iterator[str]:
@@ -191,6 +185,11 @@ def _engine(config: Config) -> Iterator[str]:
         yield (
             f"parallel.pipeline = {pipeline}: the embedded engine cannot generate over pipeline stages; set it to 1 "
             f"and use parallel.tensor={pipeline} (method sft without evaluation can run over stages)"
+        )
+    elif config.parallel.sequence:
+        yield (
+            "parallel.sequence = true: the embedded engine decodes one position at a time, which cannot be split over "
+            "processes; leave it false (method sft without evaluation can use it)"
         )
 
 

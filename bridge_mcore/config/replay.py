@@ -124,7 +124,9 @@ def read_batch(path: Path, vocabulary: int | None = None, context: int | None = 
         problems += [f"line {number}: {problem}" for problem in found]
         if not found:
             # null fields are absent ones
-            samples.append(ReplaySample(**{name: value for name, value in row.items() if value is not None}))
+            samples.append(
+                ReplaySample(**{name: value for name, value in row.items() if name in _FIELDS and value is not None})
+            )
     if not samples and not problems:
         raise DataError(f"{path} is empty; give at least one sample, a JSON object a line")
     if problems:
@@ -140,8 +142,9 @@ def _row_problems(row: Any, vocabulary: int | None, context: int | None) -> Iter
         yield 'expected an object such as {"kind": "sft", "tokens": [5, 7, 9], "prompt_length": 1}'
         return
     for name in row:
-        if name not in _FIELDS:
-            yield f"unknown field '{name}'{nearest(name, _FIELDS)}"
+        hint = nearest(name, _FIELDS) if name not in _FIELDS else ""
+        if hint:  # a misspelt field; others, such as an id, are the writer's own
+            yield f"unknown field '{name}'{hint}"
     kind = row.get("kind")
     if kind not in ("sft", "rl"):
         yield f'kind = {json.dumps(kind)}: must be "sft" or "rl"'
@@ -179,8 +182,6 @@ def _rl_problems(row: dict[str, Any], response: int) -> Iterator[str]:
             yield f"{name}: must be a list of finite numbers, one per response token"
         elif len(logprobs) != response:
             yield f"{name}: {len(logprobs)} values for {response} response tokens (tokens less prompt_length)"
-        elif any(value > 1e-3 for value in logprobs):  # rounding may leave a log-probability a little above 0
-            yield f"{name}: {max(logprobs):g} is no log-probability, which are at most 0"
 
 
 def _is_int(value: Any) -> TypeGuard[int]:

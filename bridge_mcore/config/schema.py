@@ -44,7 +44,7 @@ RESUME_WORDS = ("never", "auto", "restart")
 
 class Run(Section):
     directory: UserPath = Field(Path("runs/run"), description="where everything the run writes goes")
-    seed: int = Field(0, ge=0, description="seeds initialisation, shuffling and sampling")
+    seed: int = Field(0, ge=0, le=2**40, description="seeds initialisation, shuffling and sampling")
     resume: Annotated[str, Allowed("never | auto | restart | a path")] = Field(
         "never",
         description="never: refuse a directory that holds a run; auto: go on from its newest checkpoint, or start; "

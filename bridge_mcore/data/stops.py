@@ -27,6 +27,13 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Any:
 def stop_token_ids(directory: Path, template: PromptTemplate, more: Sequence[int] = ()) -> tuple[int, ...]:
     """Tokens that end an answer: the template's, those of generation_config.json, and `more`."""
     path = Path(directory) / "generation_config.json"
-    named = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-    model = [] if named is None else [named] if isinstance(named, int) else list(named)
+    model: list[int] = []
+    if path.is_file():
+        try:
+            named = json.loads(path.read_text()).get("eos_token_id")
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+        model = [] if named is None else named if isinstance(named, list) else [named]
+        if not all(isinstance(token, int) for token in model):
+            raise CheckpointError(f"{path}: eos_token_id is {named!r}, not a token id or a list of them")
     return tuple(sorted({*template.stop_tokens, *model, *more}))

@@ -112,11 +112,17 @@ class GroupedOptimizer:
         norm = get_grad_norm_fp32(counted, grad_stats_parallel_group=self.parts[0].get_grad_stats_parallel_group())
         return float(norm)
 
+    def check_finite(self, name: str) -> None:
+        """Raise TrainingError if a group's gradient holds NaN or infinity."""
+        norm = self._norm(gradients_of(self.pairs[name]), self.pairs[name])
+        if not math.isfinite(norm):
+            raise TrainingError(f"the gradient of the {name} group is not finite (norm {norm})")
+
     def _clip_factor(self, name: str, gradients: list[Tensor]) -> tuple[float, float]:
         """(norm of a group's gradient, factor that brings it within `gradient_clip`). TrainingError if not finite."""
         norm = self._norm(gradients, self.pairs[name])
         if not math.isfinite(norm):
-            raise TrainingError(f"the gradient of the {name} group is not finite (norm {norm}); nothing was stepped")
+            raise TrainingError(f"the gradient of the {name} group is not finite (norm {norm})")
         limit = self.options.gradient_clip
         return norm, 1.0 if limit is None or norm <= limit else limit / (norm + 1e-6)
 

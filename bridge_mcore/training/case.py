@@ -36,6 +36,7 @@ def save_case(
     lam: float,
     alpha: float,
     beta: float,
+    stepped: Sequence[str] = (),
 ) -> None:
     """Write the current weights and this step's batch as a case that `replay` runs. Collective.
 
@@ -60,9 +61,24 @@ def save_case(
     with atomic_directory(directory) as target:
         write_weights(policy, target)
         if dist.get_rank() == 0:
+            notes = _notes(config, stepped)
+            if notes:
+                (target / "notes.txt").write_text("\n".join(notes) + "\n")
             (target / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
             with open(target / "batch.jsonl", "w") as out:
                 out.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _notes(config: schema.Config, stepped: Sequence[str]) -> list[str]:
+    """Where replaying the case differs from the step of the run, beyond the optimizer's fresh state."""
+    notes = [f"{group} had already been stepped when this was saved" for group in stepped]
+    if config.method.name != "bridge":
+        notes.append(f"the run's method is {config.method.name}; replay performs BRIDGE iterations only")
+    auxiliary = config.auxiliary
+    for key, default in (("mode", "persistent"), ("rollouts", "shared"), ("optimizer", "same")):
+        if getattr(auxiliary, key) != default:
+            notes.append(f"the run has auxiliary.{key}: {getattr(auxiliary, key)}; replay takes {default}")
+    return notes
 
 
 def _row(sample: Sample) -> dict[str, Any]:

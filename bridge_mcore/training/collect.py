@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -55,7 +56,8 @@ class Collector:
         advantages = group_relative(rewards, self.config.objective.advantage_std).flatten().tolist()
         samples = [
             Sample(RL, (*r.prompt, *r.tokens), len(r.prompt), a, r.logprobs, params.temperature)
-            for r, a in zip(rollouts, advantages, strict=True)
+            for r, a, reward in zip(rollouts, advantages, rewards.flatten().tolist(), strict=True)
+            if not math.isnan(reward)  # on_failure: drop; counted in the metrics
         ]
         metrics = self._metrics(rollouts, verdicts, rewards)
         metrics |= {"seconds_rollout": generated - start, "seconds_reward": judged - generated}

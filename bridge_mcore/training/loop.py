@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,10 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest) ->
         while step < total and not stop.agree():
             began = time.perf_counter()
             passes = session.method.passes(step)
-            samples, own, metrics = gather_samples(session, step)
+            try:
+                samples, own, metrics = gather_samples(session, step)
+            except TrainingError as error:
+                raise TrainingError(f"step {step + 1}, while rolling out: {error}") from error
             rates = (config.optimizer.alpha * factor(step), beta * factor(step))
             lam = session.method.lam(step)
             cases = config.run.directory / "cases"
@@ -86,10 +88,10 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest) ->
                 metrics |= session.updater.update(passes, samples, *rates, own=own)
             except TrainingError as error:
                 case = cases / f"failed_step_{step + 1:08d}"
-                save_case(case, session.policy, samples, config, lam, *rates)
+                save_case(case, session.policy, samples, config, lam, *rates, stepped=session.updater.stepped)
+                again = f", and run it again with bridge-mcore replay {case} OUT" if session.policy.lora else ""
                 raise TrainingError(
-                    f"step {step + 1}: {error}\nthe step is saved: look at {case}/batch.jsonl, and run it again with "
-                    f"bridge-mcore replay {case} OUT"
+                    f"step {step + 1}: {error}\nthe step is saved: look at {case}/batch.jsonl{again}"
                 ) from error
             session.platform.synchronize()
             step += 1
@@ -130,7 +132,7 @@ def gather_samples(session: Session, step: int) -> tuple[list[Sample], list[Samp
         collected = session.collector.collect(prompts, first, session.sampling)
         metrics |= collected.metrics
         metrics["tokens"] += metrics.pop("rollout_tokens")
-        samples += [s for s in collected.samples if not math.isnan(s.advantage)]
+        samples += collected.samples
         if session.method.uses_auxiliary and config.auxiliary.rollouts == "own":
             with session.policy.live(THETA_HAT):
                 other = session.collector.collect(prompts, first + answers, session.sampling)

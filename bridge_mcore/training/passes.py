@@ -123,14 +123,16 @@ class PassRunner:
             logprobs, entropy = output[0], output[1].detach()
             sft, rl = batch.weights[SFT], batch.weights[RL]
             j_sft = (sft * logprobs).sum()
-            surrogate, clipped = clipped_surrogate(logprobs, batch.behaviour, batch.advantages, *self.clip)
+            # Only rollout tokens: elsewhere behaviour and reference are 0, and exp would overflow to inf · 0 = NaN.
+            rolled = torch.where(rl > 0, logprobs, 0.0)
+            surrogate, clipped = clipped_surrogate(rolled, batch.behaviour, batch.advantages, *self.clip)
             j_surrogate = (rl * surrogate).sum()
-            kl = (rl * k3(logprobs, batch.reference)).sum() if kl_coefficient else j_surrogate.new_zeros(())
+            kl = (rl * k3(rolled, batch.reference)).sum() if kl_coefficient else j_surrogate.new_zeros(())
             j_rl = j_surrogate - kl_coefficient * kl
             # The schedule minimises; every token's weight already holds the division by the global count.
             loss = -(active.get(SFT, 0.0) * j_sft + active.get(RL, 0.0) * j_rl)
             with torch.no_grad():
-                gap = (logprobs - batch.behaviour).abs() * (rl > 0)
+                gap = (rolled - batch.behaviour).abs()
                 parts = [
                     j_sft,
                     j_surrogate,

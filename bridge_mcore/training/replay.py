@@ -18,7 +18,7 @@ from bridge_mcore.config import schema
 from bridge_mcore.config.replay import ReplayOptions, ReplaySettings, read_batch, read_settings
 from bridge_mcore.data.sample import RL, Sample
 from bridge_mcore.errors import DataError
-from bridge_mcore.methods.base import THETA_HAT
+from bridge_mcore.methods.base import THETA, THETA_HAT
 from bridge_mcore.methods.bridge import Bridge
 from bridge_mcore.platform.device import setup_device
 from bridge_mcore.platform.distributed import process_groups
@@ -91,8 +91,11 @@ def replay(options: ReplayOptions) -> None:
             runner.max_tokens = 2**62
         updater = Updater(policy, runner, config.auxiliary)
         updater.fill_reference(samples)  # nothing to do if it is recorded
+        passes = Bridge(config).passes(0)
+        if settings.lam == 0 and not any(s.kind == RL for s in batch):
+            passes = [p for p in passes if p.slot == THETA]  # nothing that θ̂ could learn from
         beta = config.optimizer.beta or config.optimizer.alpha
-        metrics = updater.update(Bridge(config).passes(0), samples, config.optimizer.alpha, beta)
+        metrics = updater.update(passes, samples, config.optimizer.alpha, beta)
         report = {name: _number(metrics[key]) for name, key in _METRICS.items() if key in metrics}
         with atomic_directory(options.target) as target:
             write_weights(policy, target)

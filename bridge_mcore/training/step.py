@@ -27,6 +27,8 @@ class Updater:
         self.auxiliary = auxiliary
         self.max_logprob_gap = max_logprob_gap
         self.held: list[torch.Tensor] | None = None
+        #: groups that the current iteration has stepped so far
+        self.stepped: list[str] = []
 
     def update(
         self,
@@ -48,6 +50,7 @@ class Updater:
         policy = self.policy
         policy.optimizer.set_rates(alpha, beta)
         metrics: dict[str, float] = {}
+        self.stepped = []
         # Only before θ's first step of the iteration must the engine and the trainer agree.
         self.first_theta = next((i for i, p in enumerate(passes) if p.slot == THETA), -1)
         for index, p in enumerate(passes):
@@ -61,6 +64,8 @@ class Updater:
                 self._check(computed, p, index)
                 policy.optimizer.gather_gradients()
                 self._receive(p)
+                for group in [BASE] * (p.slot in p.update) + [ADAPTER] * (W in p.update):
+                    policy.optimizer.check_finite(group)  # all that steps after this pass, before any of it does
                 if p.slot in p.update:
                     self._record(metrics, p.slot, self._step_base(p, alpha))
             if W in p.update:
@@ -102,8 +107,8 @@ class Updater:
             torch._foreach_add_(adapters, self.held)
         self.held = None if W in p.update else [g.clone() for g in adapters]
 
-    @staticmethod
-    def _record(metrics: dict[str, float], group: str, stepped: Stepped) -> None:
+    def _record(self, metrics: dict[str, float], group: str, stepped: Stepped) -> None:
+        self.stepped.append(group)
         metrics[f"grad_norm_{group}"] = stepped.grad_norm
         metrics[f"update_norm_{group}"] = stepped.update_norm
 

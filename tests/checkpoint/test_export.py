@@ -159,9 +159,16 @@ def damage_index(d):
     (d / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def damage_tied_head(d):
+    tensors = load_file(d / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors, d / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
+        (damage_tied_head, "two different"),
         (damage_truncated, "corrupt or truncated"),
         (damage_header, "corrupt or truncated"),
         (damage_missing, "missing: model.norm.weight"),
@@ -234,3 +241,19 @@ def test_lost_optimizer_moments_are_an_error(world, tmp_path):
     (path / "checkpoint.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="exp_avg"):
         run_state.load_state(path, policy, {})
+
+
+def test_an_adapter_config_is_read_as_peft_writes_it_or_refused(tmp_path):
+    from bridge_mcore.checkpoint.peft import read_adapter_config
+    from bridge_mcore.errors import CheckpointError
+
+    path = tmp_path / "adapter_config.json"
+    plain = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "q_proj"], "bias": "none"}
+    path.write_text(json.dumps(plain))
+    assert read_adapter_config(tmp_path).projections == ("q_proj", "v_proj")
+    path.write_text(json.dumps({**plain, "target_modules": r".*\.(q|up)_proj"}))
+    assert read_adapter_config(tmp_path).projections == ("q_proj", "up_proj")
+    for change in ({"r": None}, {"lora_alpha": "8"}, {"use_dora": True}, {"target_modules": ["lm_head"]}):
+        path.write_text(json.dumps({**plain, **change}))
+        with pytest.raises(CheckpointError, match=next(iter(change)).removesuffix("_modules")):
+            read_adapter_config(tmp_path)

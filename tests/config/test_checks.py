@@ -59,8 +59,9 @@ def test_a_good_configuration_passes(check) -> None:
         ("method.lam={kind: constant, value: 0.3}",),
         ("auxiliary.mode=lookahead",),
         ("model.dtype=bfloat16",),
-        ("parallel.tensor=2", "parallel.sequence=true", "parallel.data=2"),
+        ("method.name=sft", "parallel.tensor=2", "parallel.sequence=true", "parallel.data=2", "data.evaluation=[]"),
         ("evaluation.before=false", "evaluation.after=false", "data.evaluation.0.path=gone.jsonl"),  # never read
+        ("optimizer.schedule=cosine", "optimizer.warmup_steps=10"),  # a short trial of a long run's config
         ("run.resume=auto",),
         ("run.resume=restart",),
         ("data.evaluation=[]",),
@@ -102,7 +103,6 @@ def test_these_pass_too(check, overrides: tuple[str, ...]) -> None:
         (("auxiliary.mode=lookahead", "auxiliary.rollouts=own"), "choose mode persistent, or rollouts shared"),
         (("method.name=cold_start", "method.sft_steps=10"), "leaves no RL steps of training.steps = 10"),
         (("method.name=cold_start", "training.steps=1"), "training.steps of at least 2"),
-        (("optimizer.schedule=cosine", "optimizer.warmup_steps=10"), "optimizer.warmup_steps = 10 leaves nothing"),
         (("rollout.samples_per_prompt=1",), "never gives a signal; use at least 2"),
         (("reward.incorrect=1",), "reward.correct = 1 must be greater than reward.incorrect = 1"),
         (("rollout.max_new_tokens=512",), "leaves no room for a prompt in the model's context of 512 tokens"),
@@ -115,6 +115,7 @@ def test_these_pass_too(check, overrides: tuple[str, ...]) -> None:
         (("parallel.expert=2",), "parallel.expert = 2 is not available"),
         (("parallel.sequence=true",), "parallel.sequence = true needs parallel.tensor > 1"),
         (("parallel.pipeline=2",), "the embedded engine cannot generate over pipeline stages"),
+        (("parallel.tensor=2", "parallel.sequence=true"), "decodes one position at a time"),
         (("parallel.tensor=3",), "does not divide the attention heads of model.generated (2); possible: 1, 2"),
         (("parallel.tensor=2", "model.generated.kv_heads=1"), "does not divide the key-value heads"),
         (("model.generated.intermediate_size=33", "parallel.tensor=2"), "does not divide the intermediate size"),

@@ -85,7 +85,6 @@ def test_a_batch(tmp_path: Path) -> None:
         (RL_ROW | {"advantage": 10**400}, "must be a finite number"),
         (RL_ROW | {"behaviour_logprobs": [-0.1]}, "behaviour_logprobs: 1 values for 2 response tokens"),
         (RL_ROW | {"behaviour_logprobs": [-0.1, float("-inf")]}, "behaviour_logprobs: must be a list of finite"),
-        (RL_ROW | {"behaviour_logprobs": [-0.1, 0.5]}, "behaviour_logprobs: 0.5 is no log-probability"),
         (RL_ROW | {"behaviour_logprobs": None}, "behaviour_logprobs: must be a list"),
     ],
 )

@@ -188,3 +188,31 @@ def test_a_gap_between_engine_and_trainer_stops_the_step_before_theta_moves(worl
     with pytest.raises(TrainingError, match="max_logprob_gap"):
         updater.update(passes_of(config), samples_of(1), 1e-3, 1e-3)
     assert all(torch.equal(before[n], v) for n, v in policy.masters().items())
+
+
+def test_an_improbable_trace_token_does_not_poison_the_rollouts(world, tmp_path, seed):
+    """exp(0 - logp) of a trace token overflows fp32 below logp = -88; J_RL and its KL must not see it."""
+    from bridge_mcore.config.schema import Objective
+    from bridge_mcore.data.sample import RL
+
+    hf = save_tiny("qwen2_untied", tmp_path, seed=seed % 1000)
+    with torch.no_grad():
+        hf.lm_head.weight.mul_(60)
+    hf.save_pretrained(tmp_path)
+    _, policy, runner, _ = make(world, tmp_path, auxiliary=False)
+    runner.objective = Objective(kl_coefficient=0.01)
+    batch = samples_of(seed, sft=8)
+    for s in batch:
+        if s.component == RL:  # on-policy, so that its own ratios are tame
+            policy.optimizer.release_gradients()
+            runner.fill_reference([s])
+            s.behaviour = s.reference.tolist()
+    policy.optimizer.release_gradients()
+    computed = runner.run(batch, {"sft": 0.5, "rl": 0.5})
+    assert computed["j_sft"] < -30
+    assert computed["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert computed["j_rl"] == computed["j_rl"], "NaN"
+    policy.optimizer.gather_gradients()
+    policy.optimizer.check_finite("base")
+    policy.optimizer.check_finite("adapter")
+    policy.optimizer.release_gradients()
