@@ -112,26 +112,28 @@ class GroupedOptimizer:
         norm = get_grad_norm_fp32(counted, grad_stats_parallel_group=self.parts[0].get_grad_stats_parallel_group())
         return float(norm)
 
-    def check_finite(self, name: str) -> None:
-        """Raise TrainingError if a group's gradient holds NaN or infinity."""
+    def check_finite(self, name: str) -> float:
+        """L2 norm of a group's gradient over all ranks. TrainingError if it holds NaN or infinity."""
         norm = self._norm(gradients_of(self.pairs[name]), self.pairs[name])
         if not math.isfinite(norm):
             raise TrainingError(f"the gradient of the {name} group is not finite (norm {norm})")
+        return norm
 
-    def _clip_factor(self, name: str, gradients: list[Tensor]) -> tuple[float, float]:
-        """(norm of a group's gradient, factor that brings it within `gradient_clip`). TrainingError if not finite."""
-        norm = self._norm(gradients, self.pairs[name])
-        if not math.isfinite(norm):
-            raise TrainingError(f"the gradient of the {name} group is not finite (norm {norm})")
+    def _clip_factor(self, norm: float) -> float:
+        """Factor that brings a gradient of this norm within `gradient_clip`."""
         limit = self.options.gradient_clip
-        return norm, 1.0 if limit is None or norm <= limit else limit / (norm + 1e-6)
+        return 1.0 if limit is None or norm <= limit else limit / (norm + 1e-6)
 
     @torch.no_grad()
-    def step(self, name: str) -> Stepped:
-        """Clip and step one group with the gradients in its masters; the live weights follow. Returns norms."""
+    def step(self, name: str, norm: float | None = None) -> Stepped:
+        """Clip and step one group with the gradients in its masters; the live weights follow. Returns norms.
+
+        norm: what `check_finite` gave for these gradients, if it was asked already.
+        """
+        norm = self.check_finite(name) if norm is None else norm
         pairs = self.pairs[name]
         gradients = gradients_of(pairs)
-        norm, factor = self._clip_factor(name, gradients)
+        factor = self._clip_factor(norm)
         if factor != 1.0:
             torch._foreach_mul_(gradients, factor)
         before = [master.detach().clone() for master, _ in pairs]
@@ -157,11 +159,12 @@ class GroupedOptimizer:
                 part._copy_main_params_to_model_params()
 
     @torch.no_grad()
-    def ascend(self, rate: float) -> Stepped:
+    def ascend(self, rate: float, norm: float | None = None) -> Stepped:
         """Plain gradient step of the base group (Eq. 10), which needs no moments: `auxiliary.optimizer: sgd`."""
+        norm = self.check_finite(BASE) if norm is None else norm
         pairs = self.pairs[BASE]
         gradients = gradients_of(pairs)
-        norm, factor = self._clip_factor(BASE, gradients)
+        factor = self._clip_factor(norm)
         torch._foreach_add_([master for master, _ in pairs], gradients, alpha=-rate * factor)
         self.publish()
         return Stepped(norm, rate * factor * norm)

@@ -64,12 +64,13 @@ class Updater:
                 self._check(computed, p, index)
                 policy.optimizer.gather_gradients()
                 self._receive(p)
-                for group in [BASE] * (p.slot in p.update) + [ADAPTER] * (W in p.update):
-                    policy.optimizer.check_finite(group)  # all that steps after this pass, before any of it does
-                if p.slot in p.update:
-                    self._record(metrics, p.slot, self._step_base(p, alpha))
-            if W in p.update:
-                self._record(metrics, W, policy.optimizer.step(ADAPTER))
+                # All that steps after this pass is checked before any of it does.
+                stepping = [BASE] * (p.slot in p.update) + [ADAPTER] * (W in p.update)
+                norms = {group: policy.optimizer.check_finite(group) for group in stepping}
+                if BASE in norms:
+                    self._record(metrics, p.slot, self._step_base(p, alpha, norms[BASE]))
+            if ADAPTER in norms:
+                self._record(metrics, W, policy.optimizer.step(ADAPTER, norms[ADAPTER]))
             self._collect(metrics, p, computed)
         policy.optimizer.release_gradients()
         if "j_rl" in metrics and "j_rl_auxiliary" in metrics:
@@ -88,10 +89,10 @@ class Updater:
         chosen = samples if own is None else own
         return [s for s in chosen if s.component in p.components()]
 
-    def _step_base(self, p: Pass, alpha: float) -> Stepped:
+    def _step_base(self, p: Pass, alpha: float, norm: float) -> Stepped:
         if p.slot == THETA_HAT and self.auxiliary.optimizer == "sgd":
-            return self.policy.optimizer.ascend(alpha)
-        return self.policy.optimizer.step(BASE)
+            return self.policy.optimizer.ascend(alpha, norm)
+        return self.policy.optimizer.step(BASE, norm)
 
     def _receive(self, p: Pass) -> None:
         """Scale this pass's gradients by its `into` factors; add up what w receives until it steps."""
