@@ -14,7 +14,7 @@ LLAMA3 = {
 
 
 def tiny_hf(kind: str, seed: int = 0, vocab: int = 120, layers: int = 2) -> transformers.PreTrainedModel:
-    """A random float32 model: kind is qwen2, qwen2_untied, llama, llama_scaled or qwen3."""
+    """A random float32 model: kind is qwen2, qwen2_untied, llama, llama_scaled, qwen3 or qwen3_moe."""
     torch.manual_seed(seed)
     common = {
         "vocab_size": vocab, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": layers,
@@ -24,11 +24,13 @@ def tiny_hf(kind: str, seed: int = 0, vocab: int = 120, layers: int = 2) -> tran
     if kind.startswith("qwen2"):
         config = transformers.Qwen2Config(**common, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
         model = transformers.Qwen2ForCausalLM(config)
-    elif kind == "qwen3":
-        config = transformers.Qwen3Config(
-            **common, head_dim=32, rope_parameters={"rope_type": "default", "rope_theta": 1e6}
-        )
-        model = transformers.Qwen3ForCausalLM(config)
+    elif kind.startswith("qwen3"):
+        common |= {"head_dim": 32, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+        if kind == "qwen3_moe":
+            common |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True}
+            model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**common))
+        else:
+            model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**common))
     else:
         rope = LLAMA3 if kind == "llama_scaled" else {"rope_type": "default", "rope_theta": 1e4}
         config = transformers.LlamaConfig(**common, rope_parameters=rope)
@@ -41,6 +43,21 @@ def tiny_hf(kind: str, seed: int = 0, vocab: int = 120, layers: int = 2) -> tran
 
 
 KINDS = ("qwen2", "qwen2_untied", "llama", "llama_scaled", "qwen3")
+MOE = "qwen3_moe"
+
+
+def random_tokens(model: transformers.PreTrainedModel, shape: tuple[int, int], seed: int) -> torch.Tensor:
+    """Token ids [b, s]; with experts, such that rounding cannot send a token to others than `model` does."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        tokens = torch.randint(0, model.config.vocab_size, shape, generator=generator)
+        if not isinstance(model, transformers.Qwen3MoeForCausalLM):
+            return tokens
+        chosen = model.config.num_experts_per_tok
+        with torch.no_grad():
+            layers = [logits.sort(descending=True).values for logits in model(tokens, output_router_logits=True)[-1]]
+        if min(float((ranked[:, chosen - 1] - ranked[:, chosen]).min()) for ranked in layers) > 1e-4:
+            return tokens
 
 
 def save_tiny(kind: str, directory: Path, **options: int) -> transformers.PreTrainedModel:

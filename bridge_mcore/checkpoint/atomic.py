@@ -28,8 +28,13 @@ def sync_tree(directory: Path) -> None:
         _sync(path)
 
 
-def _first_error(error: BaseException | None) -> str | None:
-    """The first failure among all ranks: all of them must agree on whether the directory is whole."""
+def is_main() -> bool:
+    """Whether this rank makes, renames and removes directories."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def first_error(error: BaseException | None) -> str | None:
+    """The first failure among all ranks: all of them must agree on whether something worked. Collective."""
     mine = None if error is None else f"{type(error).__name__}: {error}"
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return mine
@@ -38,41 +43,55 @@ def _first_error(error: BaseException | None) -> str | None:
     return next((e for e in errors if e is not None), None)
 
 
-@contextmanager
-def atomic_directory(target: Path) -> Iterator[Path]:
-    """Yield a temporary directory next to `target`; on success it replaces `target`, on failure it is removed.
-
-    Every rank calls it; rank 0 makes, renames and removes. What stood at `target` stays until the new directory is
-    complete on disk. A full disk raises TrainingError and leaves the old one alone.
-    """
-    target = Path(target).resolve()
-    main = not dist.is_initialized() or dist.get_rank() == 0
+def begin(target: Path) -> Path:
+    """Make the empty directory, next to `target`, that `commit` will give its name. One rank calls it."""
     temporary = target.with_name(f".{target.name}.incomplete")
-    if main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    if dist.is_initialized():
-        dist.barrier()
-    failure: BaseException | None = None
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def commit(temporary: Path, target: Path) -> None:
+    """Give a finished directory its name. What stood there stays until it is on disk. One rank calls it."""
+    sync_tree(temporary)
+    old = target.with_name(f".{target.name}.replaced")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
     try:
-        yield temporary
-    except BaseException as error:
-        failure = error
-    shared = None if isinstance(failure, KeyboardInterrupt) else _first_error(failure)
+        temporary.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(directory: Path, pattern: str) -> None:
+    """Undo what killed writers left of the names that match `pattern`. One rank calls it, while nobody writes.
+
+    A directory that was moved aside for a successor that never came gets its name back; what is unfinished, replaced or
+    half removed is deleted. Nothing that has its own name is touched.
+    """
+    for old in directory.glob(f".{pattern}.replaced"):
+        target = old.with_name(old.name[1:].removesuffix(".replaced"))
+        if not target.exists():
+            old.rename(target)
+    for kind in ("incomplete", "replaced", "pruned"):
+        for rest in directory.glob(f".{pattern}.{kind}"):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def agree(failure: BaseException | None, target: Path, temporary: Path) -> None:
+    """If any rank failed, remove `temporary` and raise on all of them. Collective.
+
+    Raises TrainingError for a full disk and for other ranks' failures, and what failed here otherwise.
+    """
+    shared = None if isinstance(failure, KeyboardInterrupt) else first_error(failure)
     if failure is None and shared is None:
-        if main:
-            sync_tree(temporary)
-            old = target.with_name(f".{target.name}.replaced")
-            shutil.rmtree(old, ignore_errors=True)
-            if target.exists():
-                target.rename(old)
-            temporary.rename(target)
-            _sync(target.parent)
-            shutil.rmtree(old, ignore_errors=True)
-        if dist.is_initialized():
-            dist.barrier()
         return
-    if main:
+    if is_main():
         shutil.rmtree(temporary, ignore_errors=True)
     full = isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left" in f"{failure} {shared}":  # safetensors reports it as text
@@ -84,3 +103,32 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     if failure is not None:
         raise failure
     raise TrainingError(f"{target} was not written, because another rank failed: {shared}")
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a temporary directory next to `target`; on success it replaces `target`, on failure it is removed.
+
+    Every rank calls it; rank 0 makes, renames and removes. What stood at `target` stays until the new directory is
+    complete on disk. A full disk raises TrainingError and leaves the old one alone.
+    """
+    target = Path(target).resolve()
+    temporary = target.with_name(f".{target.name}.incomplete")
+    failure: BaseException | None = None
+    try:
+        if is_main():
+            begin(target)
+    except OSError as error:
+        failure = error
+    agree(failure, target, temporary)
+    try:
+        yield temporary
+    except BaseException as error:
+        failure = error
+    agree(failure, target, temporary)
+    try:
+        if is_main():
+            commit(temporary, target)
+    except OSError as error:
+        failure = error
+    agree(failure, target, temporary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from bridge_mcore.model.families.base import Family, ModelShape, Plain
 from bridge_mcore.model.lora import projection_sizes
 
 _SHARD_BYTES = 4 * 2**30
+_EXPERTS = "local_experts"  # in Megatron's names, before an expert's number on its rank
 #: What travels with the weights of an HF checkpoint.
 _COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -44,6 +45,8 @@ def expected_tensors(family: Family, shape: ModelShape) -> dict[str, tuple[int, 
                 out[name] = (shape.vocab_size, h)
             elif part in ("q_norm", "k_norm"):
                 out[name] = (shape.head_dim,)
+            elif name.endswith("mlp.gate.weight"):  # the router
+                out[name] = (shape.experts, h)
             else:
                 out[name] = (h,)
     return out
@@ -76,32 +79,52 @@ def _check_names(source: SafetensorsDirectory, family: Family, shape: ModelShape
         raise CheckpointError(f"{source.directory} does not fit its config.json; " + "; ".join(problems))
 
 
-def local_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """This rank's parameters under their global names (layer numbers over the whole model)."""
-    module: Any = model.module if hasattr(model, "module") else model
-    offset = get_transformer_layer_offset(module.config)
+def local_parameters(chunks: Iterable[Any]) -> dict[str, nn.Parameter]:
+    """This rank's parameters under their global names (layers and experts counted over the whole model)."""
     out = {}
-    for name, parameter in module.named_parameters():
-        parts = name.split(".")
-        if name.startswith("decoder.layers."):
-            parts[2] = str(int(parts[2]) + offset)
-        out[".".join(parts)] = parameter
+    for chunk in chunks:
+        offset = get_transformer_layer_offset(chunk.config, vp_stage=chunk.vp_stage)
+        for name, parameter in chunk.named_parameters():
+            parts = name.split(".")
+            if name.startswith("decoder.layers."):
+                parts[2] = str(int(parts[2]) + offset)
+            if _EXPERTS in parts:
+                index = parts.index(_EXPERTS) + 1
+                count = chunk.config.num_moe_experts // mpu.get_expert_model_parallel_world_size()
+                parts[index] = str(int(parts[index]) + mpu.get_expert_model_parallel_rank() * count)
+            out[".".join(parts)] = parameter
     return out
 
 
-def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def _counterpart(name: str, shape: ModelShape) -> tuple[str, int | None]:
+    """Where an expert's parameter lives: (this rank's own that is in the same place, expert-parallel rank).
+
+    Of other parameters: (name, None).
+    """
+    before, mark, after = name.partition(f".{_EXPERTS}.")
+    if not mark:
+        return name, None
+    expert, rest = after.split(".", 1)
+    count = shape.experts // mpu.get_expert_model_parallel_world_size()
+    own = int(expert) % count + mpu.get_expert_model_parallel_rank() * count
+    return f"{before}{mark}{own}.{rest}", int(expert) // count
+
+
+def base_parameters(chunks: Iterable[Any]) -> dict[str, nn.Parameter]:
     """θ: every parameter that is no adapter, under its global name."""
-    return {n: p for n, p in local_parameters(model).items() if not getattr(p, "is_adapter", False)}
+    return {n: p for n, p in local_parameters(chunks).items() if not getattr(p, "is_adapter", False)}
 
 
-def read_theta(model: nn.Module, directory: Path, family: Family, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
+def read_theta(
+    chunks: Sequence[Any], directory: Path, family: Family, shape: ModelShape
+) -> Iterator[tuple[str, Tensor]]:
     """Yield (global Megatron name, this rank's shard) of an HF checkpoint, one parameter at a time.
 
     Everything is checked before the first tensor is yielded: names, shapes, and that every parameter gets a value.
     """
     source = SafetensorsDirectory(directory)
     _check_names(source, family, shape)
-    mine = base_parameters(model)
+    mine = base_parameters(chunks)
     mappings = {m.mcore: m for m in family.mappings(shape)}
     tied_copy = shape.tied and "output_layer.weight" in mine  # the last pipeline stage holds a copy of the embedding
     if tied_copy:
@@ -118,11 +141,11 @@ def read_theta(model: nn.Module, directory: Path, family: Family, shape: ModelSh
         yield name, full if dim is None else mapping.shard(full, dim, size)[rank]
 
 
-def load_theta(model: nn.Module, directory: Path, family: Family, shape: ModelShape) -> None:
+def load_theta(chunks: Sequence[Any], directory: Path, family: Family, shape: ModelShape) -> None:
     """Copy an HF checkpoint into the live weights (cast to their dtype). Raises CheckpointError."""
-    mine = base_parameters(model)
+    mine = base_parameters(chunks)
     with torch.no_grad():
-        for name, tensor in read_theta(model, directory, family, shape):
+        for name, tensor in read_theta(chunks, directory, family, shape):
             if tensor.shape != mine[name].shape:
                 raise CheckpointError(f"{name}: {tuple(tensor.shape)} does not fit {tuple(mine[name].shape)}")
             mine[name].copy_(tensor)
@@ -145,18 +168,28 @@ def gather(tensor: Tensor, parameter: Tensor, mapping: Plain) -> Tensor:
 
 
 def theta_tensors(
-    model: nn.Module, values: dict[str, Tensor], family: Family, shape: ModelShape
+    chunks: Sequence[Any], values: Mapping[str, Tensor], family: Family, shape: ModelShape
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (HF name, full tensor on CPU) of the parameters that this pipeline stage owns.
 
-    Collective over tensor ranks. `values`: this rank's tensors by global name (masters, or live weights).
+    Collective. `values`: this rank's fp32 tensors by global name. Experts of other ranks are sent from there, one
+    parameter at a time.
     """
-    mine = base_parameters(model)
+    mine = base_parameters(chunks)
+    rank, group = mpu.get_expert_model_parallel_rank(), mpu.get_expert_model_parallel_group()
     for mapping in family.mappings(shape):
-        if mapping.mcore in mine:
-            full = gather(values[mapping.mcore].detach(), mine[mapping.mcore], mapping)
-            for name, part in zip(mapping.hf, mapping.split(full, shape), strict=True):
-                yield name, part.cpu()
+        own, owner = _counterpart(mapping.mcore, shape)
+        if own not in mine:  # another pipeline stage's
+            continue
+        if owner is None or owner == rank:
+            full = gather(values[mapping.mcore].detach(), mine[own], mapping)
+        else:
+            full = torch.empty_like(mine[own], dtype=torch.float32)
+        if owner is not None and group.size() > 1:
+            full = full.to(mine[own].device).contiguous()
+            dist.broadcast(full, group=group, group_src=owner)
+        for name, part in zip(mapping.hf, mapping.split(full, shape), strict=True):
+            yield name, part.cpu()
 
 
 def write_hf(
@@ -171,7 +204,7 @@ def write_hf(
     Called by all ranks (the iterator may be collective); tensor rank 0 of data rank 0 of each pipeline stage writes
     its shards, rank 0 the index. The directory appears under its name only when it is complete.
     """
-    writer = mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_data_parallel_rank() == 0
+    writer = mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_data_parallel_rank(with_context_parallel=True) == 0
     stage, stages = mpu.get_pipeline_model_parallel_rank(), mpu.get_pipeline_model_parallel_world_size()
     with atomic_directory(target) as directory:
         pending: dict[str, Tensor] = {}

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import parallel_state as mpu
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from bridge_mcore.checkpoint.hf import gather, local_parameters, partition_dim_of
 from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory
 from bridge_mcore.config.schema import LORA_HOSTS, LORA_PROJECTIONS
-from bridge_mcore.errors import CheckpointError
+from bridge_mcore.errors import CheckpointError, ConfigError
 from bridge_mcore.model.families.base import ModelShape, Plain
-from bridge_mcore.model.lora import HF_PATHS, HOST_PATHS, LoRAShape, projection_sizes
+from bridge_mcore.model.lora import HF_PATHS, HOST_PATHS, LoRAShape, expand_targets, projection_sizes
 
 _PREFIX = "base_model.model."
 _HOST_OF = {p: host for host, projections in LORA_HOSTS.items() for p in projections}
@@ -28,12 +28,12 @@ _FIXED: dict[str, Any] = {
     "bias": "none", "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
     "layers_to_transform": None, "fan_in_fan_out": False, "lora_bias": False, "use_qalora": False,
     "megatron_config": None, "trainable_token_indices": None, "layer_replication": None, "exclude_modules": None,
-    "target_parameters": None, "alora_invocation_tokens": None,
+    "target_parameters": [], "alora_invocation_tokens": None,
 }  # fmt: skip
 
 
-def read_adapter_config(directory: Path) -> LoRAShape:
-    """The LoRA of a PEFT adapter directory. Raises CheckpointError naming what is not plain LoRA."""
+def read_adapter_config(directory: Path, shape: ModelShape) -> LoRAShape:
+    """The LoRA of a PEFT adapter directory. Raises CheckpointError naming what is not plain LoRA of this model."""
     path = Path(directory) / "adapter_config.json"
     if not path.is_file():
         raise CheckpointError(f"{directory} is no PEFT adapter: it has no adapter_config.json")
@@ -61,10 +61,14 @@ def read_adapter_config(directory: Path) -> LoRAShape:
             wrong.append(f"{key}={config.get(key)!r}")
     if wrong:
         raise CheckpointError(f"{path}: {', '.join(wrong)} cannot be expressed as w")
+    try:
+        projections = expand_targets(targets, shape)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return LoRAShape(
         rank=int(config["r"]),
         alpha=float(config["lora_alpha"]),
-        projections=tuple(p for p in LORA_PROJECTIONS if p in targets),
+        projections=projections,
         rank_stabilised=bool(config.get("use_rslora", False)),
     )
 
@@ -81,7 +85,7 @@ def _mappings(lora: LoRAShape, shape: ModelShape) -> Iterator[tuple[Plain, tuple
                 yield Plain(mcore, (name,)), full
 
 
-def load_adapter(model: nn.Module, directory: Path, lora: LoRAShape, shape: ModelShape) -> None:
+def load_adapter(chunks: Sequence[Any], directory: Path, lora: LoRAShape, shape: ModelShape) -> None:
     """Copy a PEFT adapter into w. Missing, unexpected and misshapen tensors are listed, all at once."""
     source = SafetensorsDirectory(directory, "adapter_model")
     expected = {m.hf[0]: full for m, full in _mappings(lora, shape)}
@@ -94,7 +98,7 @@ def load_adapter(model: nn.Module, directory: Path, lora: LoRAShape, shape: Mode
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise CheckpointError(f"{directory} does not fit the model: {'; '.join(problems[:8])}{more}")
-    mine = local_parameters(model)
+    mine = local_parameters(chunks)
     rank, size = mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size()
     with torch.no_grad():
         for mapping, _ in _mappings(lora, shape):
@@ -105,10 +109,10 @@ def load_adapter(model: nn.Module, directory: Path, lora: LoRAShape, shape: Mode
 
 
 def adapter_tensors(
-    model: nn.Module, values: dict[str, Tensor], lora: LoRAShape, shape: ModelShape
+    chunks: Sequence[Any], values: Mapping[str, Tensor], lora: LoRAShape, shape: ModelShape
 ) -> dict[str, Tensor]:
     """PEFT name -> full tensor on CPU, of the layers of this pipeline stage. Collective over tensor ranks."""
-    mine = local_parameters(model)
+    mine = local_parameters(chunks)
     return {
         mapping.hf[0]: gather(values[mapping.mcore].detach(), mine[mapping.mcore], mapping).cpu().contiguous().clone()
         for mapping, _ in _mappings(lora, shape)

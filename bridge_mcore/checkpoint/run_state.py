@@ -1,210 +1,300 @@
 """Checkpoints of a run: every slot, both groups' optimizer state, data position and RNG, exactly as they were.
 
-A checkpoint is a directory `step_00000042` that appears only when it is complete: one safetensors file and one JSON
-file per rank, and `checkpoint.json` with the sizes and checksums of all of them. Resuming needs the same layout.
+A checkpoint is a directory `step_00000042` that appears only when it is complete. In it are tensors in Megatron's
+torch_dist format (checkpoint.sharded), `state.json` with all the rest (checkpoint.trained), and `checkpoint.json`, the
+manifest, with the sizes and checksums of all of them. It can be resumed on any layout: on the one that wrote it bit for
+bit; on another the tensors are the same bits, and only sums in another order differ from then on.
 """
 
 from __future__ import annotations
 
-import base64
-import json
-import shutil
-import zlib
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from megatron.core.dist_checkpointing import ShardedTensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from bridge_mcore.checkpoint import hf
-from bridge_mcore.checkpoint.atomic import atomic_directory
+from bridge_mcore.checkpoint import atomic
+from bridge_mcore.checkpoint.manifest import (
+    FileEntry,
+    list_checkpoints,
+    prune,
+    read_manifest,
+    verify_files,
+    write_file,
+    write_manifest,
+)
+from bridge_mcore.checkpoint.sharded import (
+    Plan,
+    make_plan,
+    read_metadata,
+    read_pieces,
+    write_metadata,
+    write_pieces,
+)
+from bridge_mcore.checkpoint.trained import Trained, merge_states, parse_state
 from bridge_mcore.errors import CheckpointError
-from bridge_mcore.slots.optimizer import ADAPTER, BASE
 
 if TYPE_CHECKING:
     from bridge_mcore.training.policy import Policy
 
-FORMAT = 1
-_MANIFEST = "checkpoint.json"
+__all__ = ["CheckpointWriter", "list_checkpoints", "load_state", "prune", "read_manifest", "save_state"]
+
+_STATE = "state.json"
+#: Entries of `layout` that a resume must repeat; the others are sizes of the layout, which may change.
+_FIXED = ("method", "optimizer")
 
 
-def _names(policy: Policy, group: str) -> list[str]:
-    """Global name of each master of a group, in the optimizer's order."""
-    by_id = {id(p): name for name, p in hf.local_parameters(policy.module).items()}
-    return [by_id[id(live)] for _, live in policy.optimizer.pairs[group]]
+@dataclass
+class _Writing:
+    """One save under way on this rank."""
+
+    target: Path
+    temporary: Path
+    step: int
+    layout: dict[str, Any]
+    state: bytes | None  # on rank 0
+    pieces: list[ShardedTensor]
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    results: list[Any] = field(default_factory=list)
+    failure: Exception | None = None
+    thread: threading.Thread | None = None
+
+    def run(self) -> None:
+        try:
+            self.files, self.results = write_pieces(self.temporary, self.pieces)
+        except Exception as error:  # the ranks agree on it in the main thread
+            self.failure = error
+        self.pieces = []
 
 
-def _tensors(policy: Policy) -> dict[str, Tensor]:
-    """Everything that training changes, by a name that says what it is; live tensors, not copies."""
-    out: dict[str, Tensor] = {}
-    for group in (BASE, ADAPTER):
-        for name, (master, _) in zip(_names(policy, group), policy.optimizer.pairs[group], strict=True):
-            out[f"theta/{name}"] = master
-            for key, value in policy.optimizer.state(master).items():
-                if torch.is_tensor(value):
-                    out[f"optimizer/{key}/{name}"] = value
-    for slot_name, slot in policy.slots.items():
-        for name, value, state in zip(_names(policy, BASE), slot.values, slot.states, strict=True):
-            out[f"slot/{slot_name}/{name}"] = value
-            for key, moment in state.items():
-                if torch.is_tensor(moment):
-                    out[f"slot_optimizer/{slot_name}/{key}/{name}"] = moment
-    return out
+class CheckpointWriter:
+    """Writes a run's checkpoints, in the background if `asynchronous`, and keeps the newest `keep` (None: all).
 
+    A background save copies what this rank writes to host memory and returns; training goes on while a thread writes.
+    It gets its name in a later `poll` or `finish`: all methods are collective, and a failed write raises
+    TrainingError there, on every rank. Older checkpoints go only after the new one is complete and verified.
+    """
 
-def _group_steps(policy: Policy) -> dict[str, Any]:
-    """Step counts that apex and TE keep per parameter group."""
-    groups = list(policy.optimizer.groups((BASE, ADAPTER)))
-    return {
-        "optimizer": [int(g["step"]) if "step" in g else None for g in groups],
-        "slots": {name: {str(k): v for k, v in slot.group_steps.items()} for name, slot in policy.slots.items()},
-    }
+    def __init__(self, directory: Path, keep: int | None = None, asynchronous: bool = False) -> None:
+        self.directory = Path(directory).resolve()
+        self.keep = keep
+        self.asynchronous = asynchronous
+        self._device = torch.device("cpu")
+        self._writing: _Writing | None = None
+        self._plan: Plan | None = None
 
+    def save(self, policy: Policy, step: int, extra: dict[str, Any], layout: dict[str, Any]) -> Path:
+        """Save as `directory`/step_N; waits for an earlier save. Returns that path, which may not be there yet.
 
-def _checksum(path: Path) -> int:
-    value = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            value = zlib.crc32(block, value)
-    return value
+        Args:
+            extra: JSON-able state of everything that is no tensor (samplers, counters); rank 0's is saved.
+            layout: sizes of the layout, method and optimizer (see `load_state`).
+        """
+        self.finish()
+        self._device = policy.platform.device
+        target = self.directory / f"step_{step:08d}"
+        temporary = target.with_name(f".{target.name}.incomplete")
+        failure: Exception | None = None
+        trained, pieces, part = None, [], None
+        try:
+            if atomic.is_main():
+                atomic.recover(self.directory, "step_*")
+                atomic.begin(target)
+            trained = Trained(policy)
+            pieces, part = trained.pieces(stored_only=True), trained.state()
+        except Exception as error:
+            failure = error
+        atomic.agree(failure, target, temporary)
+        self._plan = make_plan(pieces, self._plan, self._device)
+        parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(part, parts)
+        writing = _Writing(target, temporary, step, layout, None, [])
+        try:
+            writing.state = None if parts is None else merge_states(parts, extra)
+            writing.pieces = self._snapshot(policy, [pieces[i] for i in self._plan.mine])
+        except Exception as error:
+            failure = error
+        atomic.agree(failure, target, temporary)
+        self._writing = writing
+        if not self.asynchronous:
+            writing.run()
+            self._complete()
+            return target
+        # Not a daemon: a process that ends lets it finish, instead of tearing it down inside torch.
+        writing.thread = threading.Thread(target=writing.run, name=f"checkpoint of step {step}")
+        writing.thread.start()
+        return target
+
+    def _snapshot(self, policy: Policy, pieces: list[ShardedTensor]) -> list[ShardedTensor]:
+        """The pieces on the host: copies, unless they are there and the save is done before anything changes."""
+        for piece in pieces:
+            assert piece.data is not None
+            if self.asynchronous or piece.data.device.type != "cpu":
+                host = policy.platform.host_memory(piece.data)
+                piece.data = host.copy_(piece.data, non_blocking=True)
+        policy.platform.synchronize()
+        return pieces
+
+    def poll(self) -> Path | None:
+        """Give a background save its name if all ranks have written theirs. The new checkpoint, or None. Collective."""
+        if self._writing is None:
+            return None
+        assert self._writing.thread is not None
+        done = torch.tensor(int(not self._writing.thread.is_alive()), device=self._device)
+        dist.all_reduce(done, op=dist.ReduceOp.MIN)
+        return self._complete() if done else None
+
+    def finish(self) -> Path | None:
+        """Wait for a background save and give it its name. The new checkpoint, or None. Collective."""
+        if self._writing is None:
+            return None
+        assert self._writing.thread is not None
+        self._writing.thread.join()
+        return self._complete()
+
+    def _complete(self) -> Path:
+        """Finish the save that all ranks have written: metadata, manifest, name; then prune. Collective."""
+        writing, self._writing = self._writing, None
+        assert writing is not None and self._plan is not None
+        atomic.agree(writing.failure, writing.target, writing.temporary)
+        main = dist.get_rank() == 0
+        written: list[Any] | None = [None] * dist.get_world_size() if main else None
+        dist.gather_object((writing.files, writing.results), written)
+        failure: Exception | None = None
+        try:
+            if written is not None and writing.state is not None and self._plan.tensors is not None:
+                files = {name: entry for entries, _ in written for name, entry in entries.items()}
+                files |= write_metadata(writing.temporary, self._plan.tensors, (results for _, results in written))
+                files[_STATE] = write_file(writing.temporary / _STATE, writing.state)
+                write_manifest(writing.temporary, writing.step, writing.layout, files)
+                read_manifest(writing.temporary)  # every rank's file is seen from here, in full length
+                atomic.commit(writing.temporary, writing.target)
+                if self.keep is not None:
+                    prune(self.directory, self.keep)
+        except Exception as error:
+            failure = error
+        atomic.agree(failure, writing.target, writing.temporary)
+        return writing.target
 
 
 def save_state(directory: Path, policy: Policy, step: int, extra: dict[str, Any], layout: dict[str, Any]) -> Path:
-    """Write `directory`/step_N atomically. Collective.
+    """Write `directory`/step_N and wait until it is complete (see `CheckpointWriter.save`). Collective."""
+    return CheckpointWriter(directory).save(policy, step, extra, layout)
+
+
+def load_state(
+    directory: Path, policy: Policy, layout: dict[str, Any], remarks: list[str] | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Restore everything that a save wrote, on this layout or another. Returns (step, extra). Collective.
 
     Args:
-        extra: JSON-able state of everything that is no tensor (samplers, counters).
-        layout: parallel sizes, method and optimizer, which a resume must repeat.
+        layout: this run's; `method` and `optimizer` must be those of the checkpoint, sizes may differ.
+        remarks: lines for the user are appended to it.
     Raises:
-        TrainingError: if the disk is full; earlier checkpoints are untouched.
+        CheckpointError: on every rank, for a file that is missing or corrupt, another method, optimizer, model or set
+            of slots, and any tensor that is missing or left over: moments are never dropped.
     """
-    target = directory / f"step_{step:08d}"
-    rank = dist.get_rank()
-    with atomic_directory(target) as temporary:
-        name = f"rank_{rank:05d}"
-        tensors = {k: v.detach().cpu().contiguous() for k, v in _tensors(policy).items()}
-        save_file(tensors, temporary / f"{name}.safetensors")
-        rng = {"torch": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()}
-        if policy.platform.kind != "cpu":
-            rng["cuda"] = base64.b64encode(torch.cuda.get_rng_state().numpy().tobytes()).decode()
-        meta = {"extra": extra, "rng": rng, "group_steps": _group_steps(policy), "tensors": sorted(tensors)}
-        (temporary / f"{name}.json").write_text(json.dumps(meta))
-        mine = {
-            path.name: {"bytes": path.stat().st_size, "crc32": _checksum(path)}
-            for path in (temporary / f"{name}.safetensors", temporary / f"{name}.json")
-        }
-        files: list[dict[str, Any]] = [{}] * dist.get_world_size()
-        dist.all_gather_object(files, mine)
-        if rank == 0:
-            manifest = {
-                "format": FORMAT, "step": step, "layout": layout, "files": {k: v for f in files for k, v in f.items()}
-            }  # fmt: skip
-            (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-    return target
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Manifest of a checkpoint whose files are all there in full length. CheckpointError says what is not."""
-    path = directory / _MANIFEST
+    directory = Path(directory)
+    failure: BaseException | None = None
+    manifest: dict[str, Any] = {}
     try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory} is no complete checkpoint: {_MANIFEST}: {error}") from error
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{directory} has checkpoint format {manifest.get('format')}, this version reads {FORMAT}"
-        )
-    for name, entry in manifest["files"].items():
-        file = directory / name
-        if not file.is_file() or file.stat().st_size != entry["bytes"]:
-            raise CheckpointError(f"{file} is missing or truncated")
-    return manifest
-
-
-def load_state(directory: Path, policy: Policy, layout: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Restore everything that `save_state` wrote. Returns (step, extra).
-
-    Raises CheckpointError for a corrupt file, another layout, or any tensor that is missing or left over: optimizer
-    moments are never dropped.
-    """
-    manifest = read_manifest(directory)
-    if manifest["layout"] != layout:
-        raise CheckpointError(
-            f"{directory} was written with {manifest['layout']}, this run has {layout}; they must be equal to resume"
-        )
-    name = f"rank_{dist.get_rank():05d}"
-    for file in (f"{name}.safetensors", f"{name}.json"):
-        if _checksum(directory / file) != manifest["files"][file]["crc32"]:
-            raise CheckpointError(f"{directory / file} is corrupt: its checksum is not the one recorded")
+        manifest = read_manifest(directory)
+        _check_fixed(directory, manifest["layout"], layout)
+        verify_files(directory, manifest, dist.get_rank(), dist.get_world_size())
+    except CheckpointError as error:
+        failure = error
+    _agree(failure)
+    pieces: list[ShardedTensor] = []
+    problems: list[str] = []
+    needed: set[str] = set()
     try:
-        stored = load_file(directory / f"{name}.safetensors")
-    except SafetensorError as error:
-        raise CheckpointError(f"{directory / name}.safetensors cannot be read: {error}") from error
-    meta = json.loads((directory / f"{name}.json").read_text())
-    problems = [f"'{key}' is missing" for key in meta["tensors"] if key not in stored]
-    with torch.no_grad():
-        for group in (BASE, ADAPTER):
-            for key, (master, _) in zip(_names(policy, group), policy.optimizer.pairs[group], strict=True):
-                _copy(stored, f"theta/{key}", master, problems)
-                _fill_state(stored, "optimizer", key, policy.optimizer.state(master), master)
-        for slot_name, slot in policy.slots.items():
-            for key, value, state in zip(_names(policy, BASE), slot.values, slot.states, strict=True):
-                _copy(stored, f"slot/{slot_name}/{key}", value, problems)
-                _fill_state(stored, f"slot_optimizer/{slot_name}", key, state, value)
-    problems += [f"'{key}' has no place" for key in stored]
+        metadata, stored = read_metadata(directory, manifest["files"])
+        saved = _read_state(directory)
+        trained = Trained(policy)
+        problems = trained.prepare(saved, lambda key: stored[key].properties.dtype if key in stored else None)
+        pieces = [] if problems else trained.pieces(stored_only=False)
+        needed = {piece.key for piece in pieces}
+        problems += _misfits(pieces, stored)
+    except CheckpointError as error:
+        failure = error
+    _agree(failure)
+    if not _any(bool(problems), policy):
+        problems = [f"'{key}' has no place" for key in _left_over(sorted(stored), needed, policy)]
     if problems:
-        raise CheckpointError(f"{directory} does not fit this run: {'; '.join(problems[:6])} ({len(problems)} in all)")
-    _restore_group_steps(policy, meta["group_steps"])
+        failure = CheckpointError(
+            f"{directory} does not fit this run: {'; '.join(problems[:6])} ({len(problems)} in all)"
+        )
+    _agree(failure)
+    try:
+        trained.clear_padding()
+        read_pieces(directory, metadata, pieces)
+    except CheckpointError as error:
+        failure = error
+    _agree(failure)
+    trained.restore_steps(saved)
     policy.optimizer.publish()
-    torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(meta["rng"]["torch"])), dtype=torch.uint8))
-    if policy.platform.kind != "cpu" and "cuda" in meta["rng"]:
-        torch.cuda.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(meta["rng"]["cuda"])), dtype=torch.uint8))
-    return manifest["step"], meta["extra"]
+    if manifest["layout"] == layout and len(saved["rng"]) == dist.get_world_size():
+        trained.restore_rng(saved["rng"][dist.get_rank()])
+    elif remarks is not None:
+        remarks.append(
+            f"· {directory} was written on another layout: the tensors are the same, but torch's random number "
+            "streams start anew, and sums in another order round differently"
+        )
+    return manifest["step"], saved["extra"]
 
 
-def _copy(stored: dict[str, Tensor], key: str, target: Tensor, problems: list[str]) -> None:
-    tensor = stored.pop(key, None)
-    if tensor is None or tensor.shape != target.shape:
-        problems.append(f"'{key}' is {'missing' if tensor is None else f'of shape {tuple(tensor.shape)}'}")
-    else:
-        target.copy_(tensor)
+def _read_state(directory: Path) -> dict[str, Any]:
+    try:
+        return parse_state((directory / _STATE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory / _STATE} cannot be read: {error}") from error
 
 
-def _fill_state(stored: dict[str, Tensor], prefix: str, name: str, state: dict[str, Any], like: Tensor) -> None:
-    """Move the stored optimizer state of one parameter into `state` (empty if it never stepped)."""
-    state.clear()
-    for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
-        tensor = stored.pop(f"{prefix}/{key}/{name}", None)
-        if tensor is not None:
-            # torch keeps its 0-d step counter on the host
-            state[key] = tensor if tensor.dim() == 0 else tensor.to(like.device)
+def _check_fixed(directory: Path, saved: dict[str, Any], layout: dict[str, Any]) -> None:
+    for key in _FIXED:
+        if saved.get(key) != layout.get(key):
+            raise CheckpointError(
+                f"{directory} was written by a run with {key} '{saved.get(key)}', this one has '{layout.get(key)}': "
+                "they must be equal to resume"
+            )
 
 
-def _restore_group_steps(policy: Policy, saved: dict[str, Any]) -> None:
-    groups = list(policy.optimizer.groups((BASE, ADAPTER)))
-    for group, step in zip(groups, saved["optimizer"], strict=True):
-        if step is not None:
-            group["step"] = step
-    for name, steps in saved["slots"].items():
-        policy.slots[name].group_steps = {int(k): v for k, v in steps.items()}
+def _misfits(pieces: list[ShardedTensor], stored: dict[str, TensorStorageMetadata]) -> list[str]:
+    """Pieces whose whole tensor is not stored, or in another shape or dtype."""
+    found: dict[str, None] = {}
+    for piece in pieces:
+        entry = stored.get(piece.key)
+        if entry is None:
+            found[f"'{piece.key}' is missing"] = None
+        elif tuple(entry.size) != piece.global_shape:
+            found[f"'{piece.key}' is {tuple(entry.size)}, this run needs {tuple(piece.global_shape)}"] = None
+        elif entry.properties.dtype != piece.dtype:
+            found[f"'{piece.key}' is {entry.properties.dtype}, this run needs {piece.dtype}"] = None
+    return list(found)
 
 
-def list_checkpoints(directory: Path) -> list[Path]:
-    """Checkpoint directories of a run, newest first; unfinished ones have other names and are not among them."""
-    return sorted((p for p in Path(directory).glob("step_*") if p.is_dir()), reverse=True)
+def _any(flag: bool, policy: Policy) -> bool:
+    found = torch.tensor(int(flag), device=policy.platform.device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found)
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints. Call it after a new one is complete."""
-    complete = []
-    for path in list_checkpoints(directory):
-        try:
-            read_manifest(path)
-            complete.append(path)
-        except CheckpointError:
-            continue  # not ours to delete: someone may want to look at it
-    for path in complete[keep:]:
-        shutil.rmtree(path)
+def _left_over(names: list[str], needed: set[str], policy: Policy) -> list[str]:
+    """Stored tensors that no rank needs. Collective."""
+    used = torch.tensor([name in needed for name in names], dtype=torch.uint8, device=policy.platform.device)
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    return [name for name, there in zip(names, used.tolist(), strict=True) if not there]
+
+
+def _agree(failure: BaseException | None) -> None:
+    """Raise what failed here, or elsewhere, as CheckpointError on every rank. Collective."""
+    shared = atomic.first_error(failure)
+    if failure is not None:
+        raise failure
+    if shared is not None:
+        raise CheckpointError(shared.removeprefix("CheckpointError: "))

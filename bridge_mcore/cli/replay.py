@@ -31,10 +31,18 @@ def replay(
     device: Annotated[Device, typer.Option(help="Where it runs.")] = "cpu",
     tp: Annotated[int, typer.Option(min=1, metavar="N", help="Tensor-parallel processes.")] = 1,
     pp: Annotated[int, typer.Option(min=1, metavar="N", help="Pipeline-parallel processes.")] = 1,
+    vpp: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Chunks of layers on each pipeline process; needs --pp above 1.")
+    ] = 1,
     dp: Annotated[int, typer.Option(min=1, metavar="N", help="Data-parallel replicas.")] = 1,
     sp: Annotated[bool, typer.Option("--sp/--no-sp", help="Sequence parallelism; needs --tp above 1.")] = False,
-    cp: Annotated[int, typer.Option(min=1, metavar="N", help="Context-parallel processes (not in this version).")] = 1,
-    ep: Annotated[int, typer.Option(min=1, metavar="N", help="Expert-parallel processes (not in this version).")] = 1,
+    cp: Annotated[int, typer.Option(min=1, metavar="N", help="Context-parallel processes.")] = 1,
+    ep: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Expert-parallel processes, among those of --tp, --cp and --dp.")
+    ] = 1,
+    dist_opt: Annotated[
+        bool, typer.Option("--dist-opt/--no-dist-opt", help="Shard optimizer state over --dp and --cp.")
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
 ) -> None:
     """Perform exactly one BRIDGE update from a saved case.
@@ -64,12 +72,22 @@ def replay(
     """
     from bridge_mcore.config.replay import ReplayOptions, check_replay
     from bridge_mcore.config.schema import Parallel
+    from bridge_mcore.platform.ranks import joined_world
 
-    parallel = Parallel(tensor=tp, pipeline=pp, data=dp, sequence=sp, context=cp, expert=ep)
+    parallel = Parallel(
+        tensor=tp,
+        pipeline=pp,
+        virtual_pipeline=vpp,
+        context=cp,
+        expert=ep,
+        data=dp,
+        sequence=sp,
+        distributed_optimizer=dist_opt,
+    )
     options = ReplayOptions(
         source.expanduser(), target.expanduser(), dtype, device, micro_batch_size, parallel, overwrite
     )
-    check_replay(options)
+    check_replay(options, joined_world())
 
     from bridge_mcore.launch.local import run_replay
 

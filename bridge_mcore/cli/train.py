@@ -35,9 +35,11 @@ def train(
     """
     from bridge_mcore.config.checks import check_config
     from bridge_mcore.config.load import load_config
+    from bridge_mcore.launch.layout import resolve
+    from bridge_mcore.platform.ranks import joined_world
 
-    checked = load_config(config, overrides or [])
-    check_config(checked)
+    checked = resolve(load_config(config, overrides or []))
+    check_config(checked, joined_world())
 
     from bridge_mcore.launch.local import run_training
 

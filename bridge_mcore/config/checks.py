@@ -17,17 +17,22 @@ from bridge_mcore.config.model_files import (
     Sizes,
     adapter_problems,
     directory_sizes,
-    generated_sizes,
     has_chat_template,
     model_problems,
+    model_sizes,
 )
 from bridge_mcore.config.nearest import nearest
-from bridge_mcore.config.schema import RESUME_WORDS, Config, Parallel, Schedule
+from bridge_mcore.config.parallel import parallel_problems, share_problems, world_problems, world_size
+from bridge_mcore.config.schema import RESUME_WORDS, Config, Schedule
 
 
-def check_config(config: Config) -> None:
-    """Raises one ConfigError that lists every contradiction and everything missing."""
-    sizes = _sizes(config)
+def check_config(config: Config, world: int | None = None) -> None:
+    """Raises one ConfigError that lists every contradiction and everything missing.
+
+    `world` is the number of processes where it is given (torchrun); without it the layout's own is started.
+    """
+    sizes = model_sizes(config.model)
+    world = world or world_size(config.parallel)
     problems = [
         *_model(config),
         *data_problems(config),
@@ -37,18 +42,14 @@ def check_config(config: Config) -> None:
         *_lengths(config, sizes),
         *_engine(config),
         *parallel_problems(config.parallel, sizes),
+        *world_problems(config.parallel, world),
+        *share_problems(config, sizes, world),
         *_run(config),
     ]
     raise_problems(problems, "the configuration contradicts itself or lacks something")
 
 
 # --- model -----------------------------------------------------------------------------------------------------------
-
-
-def _sizes(config: Config) -> Sizes:
-    if config.model.generated is not None:
-        return generated_sizes(config.model.generated)
-    return Sizes("the model") if config.model.path is None else directory_sizes(config.model.path)
 
 
 def _model(config: Config) -> Iterator[str]:
@@ -127,7 +128,7 @@ def _objective(config: Config) -> Iterator[str]:
         )
 
 
-# --- lengths, engine, layout, run ------------------------------------------------------------------------------------
+# --- lengths, engine, run --------------------------------------------------------------------------------------------
 
 
 def inference_problems(model: Path, key: str, template: str, max_new_tokens: int) -> list[str]:
@@ -178,44 +179,9 @@ def _lengths(config: Config, sizes: Sizes) -> Iterator[str]:
 def _engine(config: Config) -> Iterator[str]:
     if not (uses_rl(config) or evaluates(config)):
         return
-    engine, pipeline = config.rollout.engine, config.parallel.pipeline
+    engine = config.rollout.engine
     if engine != "embedded":
         yield f"rollout.engine = {engine} is not available in this version; use embedded"
-    elif pipeline > 1:
-        yield (
-            f"parallel.pipeline = {pipeline}: the embedded engine cannot generate over pipeline stages; set it to 1 "
-            f"and use parallel.tensor={pipeline} (method sft without evaluation can run over stages)"
-        )
-    elif config.parallel.sequence:
-        yield (
-            "parallel.sequence = true: the embedded engine decodes one position at a time, which cannot be split over "
-            "processes; leave it false (method sft without evaluation can use it)"
-        )
-
-
-def parallel_problems(parallel: Parallel, sizes: Sizes) -> Iterator[str]:
-    """Layouts that do not exist yet, and sizes of the model that the layout does not divide."""
-    for name in ("context", "expert"):
-        if (size := getattr(parallel, name)) > 1:
-            yield (
-                f"parallel.{name} = {size} is not available in this version; tensor, pipeline, data and sequence "
-                f"parallelism are: set parallel.{name}=1"
-            )
-    if parallel.sequence and parallel.tensor == 1:
-        yield "parallel.sequence = true needs parallel.tensor > 1, whose processes share the sequence: set one of them"
-    divided = (
-        ("tensor", "attention heads", sizes.heads),
-        ("tensor", "key-value heads", sizes.kv_heads),
-        ("tensor", "intermediate size", sizes.intermediate_size),
-        ("pipeline", "layers", sizes.layers),
-    )
-    for name, what, size in divided:
-        parts = getattr(parallel, name)
-        if size is not None and size % parts:
-            possible = ", ".join(str(n) for n in range(1, min(size, 64) + 1) if size % n == 0)
-            yield (
-                f"parallel.{name} = {parts} does not divide the {what} of {sizes.origin} ({size}); possible: {possible}"
-            )
 
 
 def _run(config: Config) -> Iterator[str]:

@@ -121,11 +121,14 @@ def _set(source: Source, model: type[Section], path: KeyPath, value: Any) -> Non
         present = _get(holder, path[end - 1])
         if not isinstance(present, dict | list):
             alternatives = members(annotation_of(field))
-            if present is not None and len(alternatives) == 1:
+            words = getattr(alternatives[0], "WORDS", {})
+            word = words.get(present) if isinstance(present, str) else None
+            if present is not None and len(alternatives) == 1 and word is None:
                 return  # the file holds nonsense here: validation says so
-            # absent, null or a plain value in place of a section (lam: 0.5, then lam.kind=linear): a fresh one
+            # absent, null or a plain value in place of a section (lam: 0.5, then lam.kind=linear): a fresh one;
+            # a word that is short for a section (parallel: auto): that one
             is_list = element_of(annotation_of(field)) is not None
-            present = list(getattr(field, "default", None) or []) if is_list else {}
+            present = list(getattr(field, "default", None) or []) if is_list else dict(word or {})
             if not _put(holder, path[end - 1], present, source, path[:end]):
                 return
         holder = present

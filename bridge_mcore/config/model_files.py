@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge_mcore.config.schema import GeneratedModel
+from bridge_mcore.config.schema import GeneratedModel, Model
 
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 _CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
@@ -30,6 +30,52 @@ class Sizes:
     intermediate_size: int | None = None
     context: int | None = None
     vocabulary: int | None = None
+    hidden_size: int | None = None
+    head_dim: int | None = None
+    tied: bool = False
+    experts: int | None = None  # of one mixture-of-experts layer; None where the MLP is dense
+    expert_size: int | None = None  # intermediate size of one expert
+    dense_layers: int | None = None  # layers without experts
+
+    def parameters(self) -> Parameters | None:
+        """Parameters by how a layout splits them, biases and norms left out; None if config.json does not say."""
+        layers, heads, kv_heads, hidden = self.layers, self.heads, self.kv_heads, self.hidden_size
+        if layers is None or heads is None or kv_heads is None or hidden is None:
+            return None
+        attention = 2 * hidden * (self.head_dim or hidden // heads) * (heads + kv_heads)
+        dense_layers = self.dense_layers
+        if dense_layers is None:
+            dense_layers = 0 if self.experts else layers
+        moe_layers = layers - dense_layers
+        mlp = 3 * hidden * (self.intermediate_size or 0)
+        router = hidden * (self.experts or 0)
+        return Parameters(
+            embedding=hidden * (self.vocabulary or 0),
+            tied=self.tied,
+            dense=layers * attention + dense_layers * mlp + moe_layers * router,
+            expert=moe_layers * (self.experts or 0) * 3 * hidden * (self.expert_size or 0),
+        )
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters: of one embedding matrix, of all layers outside the experts, and of all experts."""
+
+    embedding: int
+    tied: bool
+    dense: int
+    expert: int
+
+    @property
+    def total(self) -> int:
+        return self.embedding * (1 if self.tied else 2) + self.dense + self.expert
+
+
+def model_sizes(model: Model) -> Sizes:
+    """The sizes of what a configuration calls its model; empty ones if there is none."""
+    if model.generated is not None:
+        return generated_sizes(model.generated)
+    return Sizes("the model") if model.path is None else directory_sizes(model.path)
 
 
 def generated_sizes(spec: GeneratedModel) -> Sizes:
@@ -40,6 +86,10 @@ def generated_sizes(spec: GeneratedModel) -> Sizes:
         kv_heads=spec.kv_heads,
         intermediate_size=spec.intermediate_size,
         context=spec.max_positions,
+        hidden_size=spec.hidden_size,
+        head_dim=spec.head_dim,
+        tied=spec.tied,
+        dense_layers=spec.layers,
     )
 
 
@@ -53,16 +103,31 @@ def directory_sizes(directory: Path) -> Sizes:
         value = config.get(name)
         return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
-    heads = size("num_attention_heads")
+    heads, layers = size("num_attention_heads"), size("num_hidden_layers")
+    experts = size("num_experts") or size("num_local_experts") or size("n_routed_experts")
     return Sizes(
         origin=str(directory / "config.json"),
-        layers=size("num_hidden_layers"),
+        layers=layers,
         heads=heads,
         kv_heads=size("num_key_value_heads") or heads,
         intermediate_size=size("intermediate_size"),
         context=size("max_position_embeddings"),
         vocabulary=size("vocab_size"),
+        hidden_size=size("hidden_size"),
+        head_dim=size("head_dim"),
+        tied=config.get("tie_word_embeddings") is True,
+        experts=experts,
+        expert_size=(size("moe_intermediate_size") or size("intermediate_size")) if experts else None,
+        dense_layers=_dense_layers(config, layers or 0) if experts else layers,
     )
+
+
+def _dense_layers(config: dict[str, Any], layers: int) -> int:
+    """Layers of a mixture-of-experts model that have a plain MLP (`mlp_only_layers`, `decoder_sparse_step`)."""
+    only, step = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step") or 1
+    if not isinstance(only, list) or not isinstance(step, int):
+        return 0
+    return sum(i in only or (i + 1) % step != 0 for i in range(layers))
 
 
 def default_new_tokens(directory: Path, most: int) -> int:

@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeGuard
 
 from pydantic import Field
 
-from bridge_mcore.config.checks import parallel_problems
 from bridge_mcore.config.load import load_section, raise_problems
 from bridge_mcore.config.model_files import adapter_problems, directory_sizes, model_problems
 from bridge_mcore.config.nearest import nearest
+from bridge_mcore.config.parallel import parallel_problems, world_problems, world_size
 from bridge_mcore.config.schema import Parallel
 from bridge_mcore.config.types import Betas, ClipRange, Fraction, NonNegativeFloat, PositiveFloat, Section
 from bridge_mcore.errors import ConfigError, DataError
@@ -192,8 +192,11 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def check_replay(options: ReplayOptions) -> None:
-    """Raises ConfigError or DataError, with all that is wrong, before anything heavy is imported."""
+def check_replay(options: ReplayOptions, world: int | None = None) -> None:
+    """Raises ConfigError or DataError, with all that is wrong, before anything heavy is imported.
+
+    `world` is the number of processes where it is given (torchrun); without it the layout's own is started.
+    """
     source, target = options.source, options.target
     if not source.is_dir():
         raise ConfigError(f"IN = {source} is not a directory; {CASE_HOLDS}")
@@ -205,6 +208,7 @@ def check_replay(options: ReplayOptions) -> None:
         *model_problems(source / "model", "model", tokenizer=False),
         *adapter_problems(source / "adapter", "adapter"),
         *parallel_problems(options.parallel, sizes),
+        *world_problems(options.parallel, world or world_size(options.parallel)),
         *_target_problems(source, target, options.overwrite),
     ]
     if (source / "auxiliary").exists():

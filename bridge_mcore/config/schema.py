@@ -7,9 +7,9 @@ defaults are the paper's where the paper gives one (PAPER.md section 4.1).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.config.types import (
@@ -89,7 +89,9 @@ class Model(Section):
     logprob_chunk_tokens: PositiveInt = Field(
         1024, description="tokens whose whole-vocabulary logits are held at once (fp32) for log-probabilities"
     )
-    recompute: Literal["none", "full"] = Field("none", description="activation recomputation")
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none", description="activations computed again in the backward pass: none, attention's (selective), all (full)"
+    )
 
 
 class Adapter(Section):
@@ -180,7 +182,7 @@ class Training(Section):
     steps: PositiveInt = Field(100, description="iterations k of the algorithm")
     prompts_per_step: PositiveInt = Field(64, description="RL prompts of one step, over all data-parallel ranks")
     traces_per_step: PositiveInt | None = Field(None, description="SFT traces of one step (default: prompts_per_step)")
-    max_tokens_per_microbatch: PositiveInt = Field(8192, description="padded tokens of one micro-batch, per rank")
+    max_tokens_per_microbatch: PositiveInt = Field(8192, description="tokens of one packed micro-batch, per rank")
     max_length: PositiveInt | None = Field(None, description="longest sequence, tokens (default: the model's context)")
 
 
@@ -255,17 +257,48 @@ class Evaluation(Section):
 class Checkpoint(Section):
     every: int = Field(50, ge=0, description="steps between checkpoints; 0: only at the end")
     keep: PositiveInt = Field(2, description="newest checkpoints kept")
+    asynchronous: bool = Field(True, description="write while training goes on; the copy in memory is made at once")
     export: bool = Field(True, description="write a merged HF checkpoint at the end")
     export_adapter: bool = Field(True, description="also write the PEFT adapter and its base")
 
 
 class Parallel(Section):
+    """The layout. `parallel: auto` is short for `parallel: {auto: true}`."""
+
+    #: words that may stand in place of the section, and what they are short for
+    WORDS: ClassVar[dict[str, dict[str, Any]]] = {"auto": {"auto": True}}
+
+    auto: bool = Field(
+        False,
+        description="choose the sizes below, sequence and distributed_optimizer by the model, the GPUs and their "
+        "memory; also written parallel=auto",
+    )
     tensor: PositiveInt = Field(1, description="processes that split each matrix")
     pipeline: PositiveInt = Field(1, description="processes that split the layers")
-    context: PositiveInt = Field(1, description="processes that split each sequence (not in this version)")
-    expert: PositiveInt = Field(1, description="processes that split the experts (not in this version)")
+    virtual_pipeline: PositiveInt = Field(1, description="chunks of layers on each pipeline process (interleaved)")
+    context: PositiveInt = Field(1, description="processes that split each sequence")
+    expert: PositiveInt = Field(1, description="processes that split the experts; divides tensor × context × data")
     data: PositiveInt | None = Field(None, description="default: 1, or under torchrun what the world size leaves")
     sequence: bool = Field(False, description="sequence parallelism: split norms over the tensor-parallel processes")
+    distributed_optimizer: bool = Field(True, description="shard masters, moments and slots over data × context")
+    overlap_grad_reduce: bool = Field(False, description="reduce gradients while the backward pass still runs")
+    overlap_param_gather: bool = Field(
+        False, description="gather weights while the forward pass already runs; needs overlap_grad_reduce"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        return cls.WORDS.get(value, value) if isinstance(value, str) else value
+
+
+class SlotOptions(Section):
+    offload: Literal["none", "pinned_cpu"] = Field("none", description="where it waits while another one is live")
+
+
+class Slots(Section):
+    theta_hat: SlotOptions = Field(SlotOptions(), description="θ̂: fp32 masters and moments")
+    reference: SlotOptions = Field(SlotOptions(), description="the KL term's reference policy: weights only")
 
 
 class Monitoring(Section):
@@ -286,6 +319,7 @@ class Config(Section):
     adapter: Adapter = Adapter()
     method: Method = Method()
     auxiliary: Auxiliary = Auxiliary()
+    slots: Slots = Slots()
     objective: Objective = Objective()
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
@@ -294,6 +328,6 @@ class Config(Section):
     reward: Reward = Reward()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
-    parallel: Parallel = Parallel()
+    parallel: Annotated[Parallel, Allowed("auto, or a section with keys such as tensor, pipeline, data")] = Parallel()
     monitoring: Monitoring = Monitoring()
     debug: Debug = Debug()

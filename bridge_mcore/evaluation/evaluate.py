@@ -58,7 +58,7 @@ def evaluate(
     first_key: number of the first answer, so that blocks of one evaluation draw different random numbers.
     """
     work = [(name, p, j) for name, prompts in sets.items() for p in prompts for j in range(samples)]
-    mine = list(range(layout.data_rank, len(work), layout.data))
+    mine = list(range(layout.share, len(work), layout.shares))
     rollouts = engine.generate([Request(first_key + i, tuple(work[i][1].tokens)) for i in mine], params)
     verdicts = judge.verify([work[i][1].problem.answer for i in mine], rollouts)
     records: dict[int, Record] = {}

@@ -12,21 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from bridge_mcore.config.load import dump_config
+from bridge_mcore.config.parallel import world_size
 from bridge_mcore.config.replay import ReplayOptions
 from bridge_mcore.config.schema import Config, Parallel
 from bridge_mcore.errors import BridgeError
 from bridge_mcore.platform.ranks import free_port, joined
 
 _GRACE_S = 60.0  # for the other ranks, once one has ended badly or a stop was asked for
-
-
-def world_size(parallel: Parallel) -> int:
-    """Processes that a layout needs (a data size that is not given counts as 1)."""
-    return parallel.tensor * parallel.pipeline * parallel.context * (parallel.data or 1)
 
 
 def _die_with_parent() -> None:
@@ -103,42 +98,45 @@ def _wait(ranks: list[subprocess.Popen]) -> tuple[int, int] | None:
     return failed
 
 
-def _run(parallel: Parallel, threads: int, here: Callable[[], None], arguments: list[str]) -> None:
-    count = world_size(parallel)
-    if joined() or count == 1:
-        here()
-    else:
-        launch(count, arguments, threads)
+def _here(parallel: Parallel) -> bool:
+    """Whether this process is all of the layout, or one rank of it that others have started."""
+    return joined() or world_size(parallel) == 1
 
 
 def run_training(config: Config) -> None:
     """`bridge-mcore train` with a checked config."""
-
-    def here() -> None:
+    if _here(config.parallel):
         from bridge_mcore.training.loop import train
 
         train(config)
-
+        return
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "config.yaml"
         path.write_text(dump_config(config))
-        _run(config.parallel, config.run.threads, here, ["train", str(path)])
+        launch(world_size(config.parallel), ["train", str(path)], config.run.threads)
 
 
 def run_replay(options: ReplayOptions) -> None:
     """`bridge-mcore replay` with checked options."""
-
-    def here() -> None:
+    p = options.parallel
+    if _here(p):
         from bridge_mcore.training.replay import replay
 
         replay(options)
+        return
+    launch(world_size(p), replay_arguments(options), threads=1)
 
+
+def replay_arguments(options: ReplayOptions) -> list[str]:
+    """The command line that gives a rank the same options."""
+    p = options.parallel
+    sizes = {"tp": p.tensor, "pp": p.pipeline, "vpp": p.virtual_pipeline, "cp": p.context, "ep": p.expert, "dp": p.data}
     arguments = ["replay", str(options.source), str(options.target), "--dtype", options.dtype]
     arguments += ["--device", options.device, "--overwrite"]
     if options.micro_batch_size is not None:
         arguments += ["--micro-batch-size", str(options.micro_batch_size)]
-    p = options.parallel
-    for name, size in (("tp", p.tensor), ("pp", p.pipeline), ("cp", p.context), ("dp", p.data), ("ep", p.expert)):
+    for name, size in sizes.items():
         arguments += [f"--{name}", str(size or 1)]
     arguments += ["--sp" if p.sequence else "--no-sp"]
-    _run(p, 1, here, arguments)
+    arguments += ["--dist-opt" if p.distributed_optimizer else "--no-dist-opt"]
+    return arguments

@@ -1,4 +1,4 @@
-"""Core attention on PyTorch's scaled_dot_product_attention, with the key-value cache that decoding needs.
+"""Core attention: over packed sequences (also across context ranks), over batches, and over a decoding cache.
 
 Megatron's own DotProductAttention materialises the score matrix; this one uses flash kernels on CPU and GPU.
 """
@@ -10,8 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state as mpu
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
+
+from bridge_mcore.model.packed import packed_attention
 
 
 class RMSNorm(nn.Module):
@@ -72,7 +76,12 @@ class KVCache:
 
 
 class CoreAttention(MegatronModule):
-    """Causal attention for Megatron's SelfAttention; grouped queries, optional cache, optional boolean mask."""
+    """Causal attention for Megatron's SelfAttention; grouped queries, optional cache, boolean mask or segments.
+
+    What packs the row travels as `attention_mask`, because that is the one argument that Megatron hands through
+    pipeline layers and activation recomputation alike. Only packed rows are split over context ranks: a batch, as in
+    decoding, is whole on every rank.
+    """
 
     def __init__(self, config: Any, layer_number: int, softmax_scale: float | None = None, **_: Any) -> None:
         super().__init__(config)
@@ -83,8 +92,13 @@ class CoreAttention(MegatronModule):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> Tensor:
-        """query [s, b, heads, d], key and value [s, b, kv_heads, d]; attention_mask: True where it may look
-        [b, 1, s, s_kv], or None for plain causal. Returns [s, b, heads · d]."""
+        """query [s, b, heads, d], key and value [s, b, kv_heads, d]. Returns [s, b, heads · d].
+
+        attention_mask: None for plain causal; boolean, True where it may look [b, 1, s, s_kv]; or one-dimensional:
+        the full lengths of the sequences packed in the one row, integers on the CPU (b = 1, see `model.packed`).
+        """
+        if attention_mask is not None and attention_mask.dim() == 1:
+            return self._packed(query[:, 0], key[:, 0], value[:, 0], attention_mask).flatten(1)[:, None]
         q = query.permute(1, 2, 0, 3)
         if self.cache is not None:
             k, v = self.cache.append(self.layer_number, key, value)
@@ -97,3 +111,14 @@ class CoreAttention(MegatronModule):
             q, k, v, attn_mask=attention_mask, is_causal=causal, scale=self.scale, enable_gqa=q.shape[1] != k.shape[1]
         )
         return out.permute(2, 0, 1, 3).flatten(2)
+
+    def _packed(self, query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Tensor:
+        if self.cache is not None:
+            raise ValueError("packed sequences cannot be decoded over a cache")
+        size = self.config.context_parallel_size
+        if size == 1:
+            return packed_attention(query, key, value, segments, self.scale)
+        group = mpu.get_context_parallel_group()
+        # One collective for both; its backward sums every rank's share of the gradient (reduce-scatter).
+        keys, values = gather_from_sequence_parallel_region(torch.stack([key, value], 1), group=group).unbind(1)
+        return packed_attention(query, keys, values, segments, self.scale, size, group.rank())

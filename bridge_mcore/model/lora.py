@@ -11,13 +11,14 @@ replicated and gets the same gradient on every rank: by the adjoint collectives 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state as mpu
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
@@ -28,8 +29,10 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
-from bridge_mcore.config.schema import LORA_HOSTS
+from bridge_mcore.config.schema import LORA_HOSTS, LORA_PROJECTIONS
+from bridge_mcore.errors import ConfigError
 from bridge_mcore.model.families.base import ModelShape
+from bridge_mcore.model.hooks import run_pre_hooks
 
 #: Megatron module path inside a layer, by host name.
 HOST_PATHS = {
@@ -44,6 +47,7 @@ HF_PATHS = {
     **{p: f"mlp.{p}" for p in ("gate_proj", "up_proj", "down_proj")},
 }
 ROW_PARALLEL = ("linear_proj", "linear_fc2")
+MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,29 @@ class LoRAShape:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
 
-def expand_targets(targets: list[str]) -> tuple[str, ...]:
-    """HF projections meant by `targets`, each of which is a Megatron linear or an HF projection."""
+def expand_targets(targets: Iterable[str], shape: ModelShape) -> tuple[str, ...]:
+    """HF projections meant by `targets`, each of which is a Megatron linear or an HF projection.
+
+    All Megatron linears (the default) or all projections (PEFT's "all-linear") mean all that the model has. Raises
+    ConfigError for a target that is inside experts: an adapter would be needed for each of them.
+    """
     wanted = {p for target in targets for p in LORA_HOSTS.get(target, (target,))}
-    return tuple(p for projections in LORA_HOSTS.values() for p in projections if p in wanted)
+    if shape.experts:
+        if wanted == set(LORA_PROJECTIONS):
+            wanted -= set(MLP_PROJECTIONS)
+        refused = [t for t in targets if set(LORA_HOSTS.get(t, (t,))) & set(MLP_PROJECTIONS)]
+        if wanted & set(MLP_PROJECTIONS):
+            raise ConfigError(
+                f"adapter targets {', '.join(refused)}: the MLPs of this model are {shape.experts} experts, which "
+                "carry no adapter in this version; choose from linear_qkv, linear_proj, q_proj, k_proj, v_proj, o_proj"
+            )
+    return tuple(p for p in LORA_PROJECTIONS if p in wanted)
 
 
 def projection_sizes(shape: ModelShape) -> dict[str, tuple[int, int]]:
-    """(in, out) features of each HF projection."""
+    """(in, out) features of each HF projection; of MLPs, of each expert's."""
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    h, ffn = shape.hidden_size, shape.intermediate_size
+    h, ffn = shape.hidden_size, shape.mlp_width
     sizes = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
     return {**sizes, "gate_proj": (h, ffn), "up_proj": (h, ffn), "down_proj": (ffn, h)}
 
@@ -121,6 +138,8 @@ class LoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the adapters add to the host's output. x: the host's input [s, b, in]."""
+        run_pre_hooks(self.A)
+        run_pre_hooks(self.B)
         outputs: list[Tensor | None] = []
         for p in self.fused:
             if p not in self.A:
@@ -157,21 +176,18 @@ def _add_adapter(host: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Te
     return (output[0] + host.lora(inputs[0]), *output[1:])
 
 
-def attach_lora(model: Any, lora: LoRAShape, shape: ModelShape, seed: int) -> None:
-    """Give every targeted linear of a GPTModel chunk its adapters; they are initialised with B = 0.
+def attach_lora(chunks: Iterable[Any], lora: LoRAShape, shape: ModelShape, seed: int) -> None:
+    """Give every targeted linear of a GPTModel's chunks its adapters; they are initialised with B = 0.
 
     The same seed gives the same global A whatever the layout, because each layer seeds its own generator.
     """
-    config = model.config
-    from megatron.core import parallel_state as mpu
-
     rank, size = mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size()
-    for layer in model.decoder.layers:
+    for layer in (layer for chunk in chunks for layer in chunk.decoder.layers):
         for index, (host, projections) in enumerate(LORA_HOSTS.items()):
             if not set(projections) & set(lora.projections):
                 continue
             module = layer.get_submodule(HOST_PATHS[host])
-            module.lora = LoRA(host, lora, shape, config)
+            module.lora = LoRA(host, lora, shape, layer.config)
             # layer_number counts from 1 over the whole model, not over this pipeline stage.
             generator = torch.Generator().manual_seed((seed << 20) + layer.layer_number * 16 + index)
             module.lora.initialise(generator, rank, size)
@@ -179,9 +195,9 @@ def attach_lora(model: Any, lora: LoRAShape, shape: ModelShape, seed: int) -> No
 
 
 @contextmanager
-def adapters_disabled(model: nn.Module) -> Iterator[None]:
+def adapters_disabled(chunks: Iterable[nn.Module]) -> Iterator[None]:
     """Run the model as θ alone, without w (as the reference policy is)."""
-    modules = [m for m in model.modules() if isinstance(m, LoRA)]
+    modules = [m for chunk in chunks for m in chunk.modules() if isinstance(m, LoRA)]
     for m in modules:
         m.enabled = False
     try:

@@ -28,6 +28,10 @@ class Platform:
         if self.kind != "cpu":
             torch.cuda.synchronize()
 
+    def host_memory(self, like: torch.Tensor) -> torch.Tensor:
+        """Uninitialised host memory of this shape and dtype: pinned where there is a device to copy to and from."""
+        return torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=self.kind != "cpu")
+
     def memory_gib(self) -> float:
         """Peak memory of this process, GiB: device memory allocated, or resident memory on CPU."""
         if self.kind != "cpu":

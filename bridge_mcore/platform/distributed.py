@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+from bridge_mcore.config.parallel import world_problems
 from bridge_mcore.config.schema import Parallel
 from bridge_mcore.errors import ConfigError
 from bridge_mcore.platform.device import Platform
@@ -32,6 +32,18 @@ class Layout:
     pipeline_rank: int
     data: int
     data_rank: int
+    context: int = 1
+    context_rank: int = 0
+
+    @property
+    def shares(self) -> int:
+        """Parts into which generation is divided: decoding ignores context parallelism, so its ranks are replicas."""
+        return self.data * self.context
+
+    @property
+    def share(self) -> int:
+        """Which of them this rank (with its tensor and pipeline peers) does."""
+        return self.data_rank * self.context + self.context_rank
 
     @property
     def is_main(self) -> bool:
@@ -49,31 +61,43 @@ def process_groups(platform: Platform, parallel: Parallel, seed: int, timeout_s:
 
     Without such an environment the process is a world of one. Raises ConfigError when the world size does not fit.
     """
-    world = int(os.environ["WORLD_SIZE"]) if joined() else 1
-    model_size = parallel.tensor * parallel.pipeline * parallel.context
-    if world % model_size:
-        raise ConfigError(
-            f"{world} processes cannot hold tensor {parallel.tensor} × pipeline {parallel.pipeline} × context "
-            f"{parallel.context} = {model_size}: start a multiple of {model_size}"
-        )
-    if parallel.data is not None and parallel.data * model_size != world:
-        raise ConfigError(
-            f"parallel.data={parallel.data} needs {parallel.data * model_size} processes, but there are {world}"
-        )
+    with joined_world(platform, timeout_s), layout_groups(parallel, seed) as layout:
+        yield layout
+
+
+@contextmanager
+def joined_world(platform: Platform, timeout_s: float = 600.0, alone: bool = False) -> Iterator[None]:
+    """torch.distributed of all ranks that were started; `alone`: of this process only, whatever was started."""
     device = platform.device if platform.kind != "cpu" else None
     # A world of one needs neither a port nor an environment, and leaves none to its child processes.
-    alone: dict[str, Any] = {} if joined() else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group(platform.backend, timeout=timedelta(seconds=timeout_s), device_id=device, **alone)
+    single = alone or not joined()
+    how: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if single else {}
+    dist.init_process_group(platform.backend, timeout=timedelta(seconds=timeout_s), device_id=device, **how)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def layout_groups(parallel: Parallel, seed: int) -> Iterator[Layout]:
+    """Megatron's process groups of a layout within the joined world. Raises ConfigError if it does not fit."""
+    world = dist.get_world_size()
+    problems = list(world_problems(parallel, world))
+    if problems:
+        raise ConfigError("; ".join(problems))
     try:
         mpu.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,
             pipeline_model_parallel_size=parallel.pipeline,
+            virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
             context_parallel_size=parallel.context,
             expert_model_parallel_size=parallel.expert,
-            create_gloo_process_groups=platform.kind == "cpu",
+            expert_tensor_parallel_size=1,
+            create_gloo_process_groups=dist.get_backend() == "gloo",
         )
         torch.manual_seed(seed)
-        model_parallel_cuda_manual_seed(seed)
+        model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
         yield Layout(
             rank=dist.get_rank(),
             world=world,
@@ -83,7 +107,8 @@ def process_groups(platform: Platform, parallel: Parallel, seed: int, timeout_s:
             pipeline_rank=mpu.get_pipeline_model_parallel_rank(),
             data=mpu.get_data_parallel_world_size(),
             data_rank=mpu.get_data_parallel_rank(),
+            context=parallel.context,
+            context_rank=mpu.get_context_parallel_rank(),
         )
     finally:
         mpu.destroy_model_parallel()
-        dist.destroy_process_group()

@@ -1,9 +1,14 @@
-"""Ranks and ports of this machine, as far as they are known without torch."""
+"""Ranks, ports, GPUs and memory of this machine, as far as they are known without torch."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
+import subprocess
+
+#: Memory sizes, GiB, are rounded to these steps: drivers keep some for themselves, not equally much on every node.
+_MEMORY_STEP = 8
 
 
 def free_port() -> int:
@@ -16,3 +21,48 @@ def free_port() -> int:
 def joined() -> bool:
     """True in a process that torchrun (or `launch.local`) started as one rank of a world."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def joined_world() -> int | None:
+    """The number of ranks that torchrun (or `launch.local`) started, or None in a process of its own."""
+    return int(os.environ["WORLD_SIZE"]) if joined() else None
+
+
+def local_ranks(world: int) -> int:
+    """Ranks on this machine, of `world`: torchrun says it; without it all are here."""
+    given = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return min(int(given), world) if given.isdecimal() and int(given) else world
+
+
+def gpu_memories() -> list[int]:
+    """Memory, GiB, of each GPU that this process may use, as the driver's own tool says; [] where there is none."""
+    queries = (
+        (["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"], r"^\s*(\d+)\s*$", 2**10),
+        (["rocm-smi", "--showmeminfo", "vram", "--json"], r"VRAM Total Memory \(B\)\W+(\d+)", 2**30),
+    )
+    for command, pattern, per_gib in queries:
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        sizes = re.findall(pattern, answer.stdout, re.MULTILINE) if answer.returncode == 0 else []
+        if sizes:
+            found = [_MEMORY_STEP * max(1, round(int(size) / per_gib / _MEMORY_STEP)) for size in sizes]
+            return found[: _visible(len(found))]
+    return []
+
+
+def _visible(present: int) -> int:
+    """How many of the GPUs that are there the environment leaves visible."""
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        if (listed := os.environ.get(name)) is not None:
+            named = [entry.strip() for entry in listed.split(",")]
+            # CUDA ignores what follows an entry that is no device
+            end = next((i for i, entry in enumerate(named) if entry in ("", "-1")), len(named))
+            present = min(present, end)
+    return present
+
+
+def host_memory() -> float:
+    """Memory of this machine, GiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

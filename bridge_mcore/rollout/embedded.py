@@ -13,21 +13,26 @@ from torch import Tensor
 
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.model.attention import KVCache
-from bridge_mcore.model.gpt import PolicyModel
+from bridge_mcore.model.gpt import PolicyModel, decoding
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
 from bridge_mcore.rollout.sampling import sample, uniform
+from bridge_mcore.rollout.stages import Stages
 
 #: Rows leave the batch once fewer than this share of them still decode: compacting copies the cache.
 _COMPACT_BELOW = 0.75
 
 
 class EmbeddedEngine:
-    """Decodes from a PolicyModel that holds the whole depth (any tensor-parallel size, no pipeline stages)."""
+    """Decodes from this rank's chunks of the model, together with its tensor- and pipeline-parallel peers.
 
-    def __init__(self, model: PolicyModel, batch_size: int = 256) -> None:
-        if not (model.pre_process and model.post_process):
-            raise TrainingError("the embedded engine cannot decode over pipeline stages: say parallel.pipeline=1")
-        self.model = model
+    Those peers pass the same requests; context-parallel ranks decode requests of their own, as replicas do. Pipeline
+    stages wait for one another: large models want SGLang or vLLM.
+    """
+
+    def __init__(self, chunks: Sequence[PolicyModel], batch_size: int = 256) -> None:
+        self.chunks = list(chunks)
+        self.stages = Stages(chunks)
+        self.device = chunks[0].inv_freq.device
         self.batch_size = batch_size
         self.version = 0
         #: called with (answers finished, answers asked for, tokens so far); for progress
@@ -36,20 +41,21 @@ class EmbeddedEngine:
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[Rollout]:
         """See Engine.generate. Raises TrainingError for NaN logits or a sequence over the model's context."""
-        limit = self.model.shape.max_positions
+        limit = self.chunks[0].shape.max_positions
         for r in requests:
             if not r.prompt or len(r.prompt) + params.max_new_tokens > limit:
                 raise TrainingError(
                     f"a prompt of {len(r.prompt)} tokens and {params.max_new_tokens} new ones do not fit the model's "
                     f"context of {limit}; lower max_new_tokens or drop the prompt"
                 )
-        was_training = self.model.training
-        self.model.eval()
         # Similar lengths together: less left padding. Requests for one prompt stay neighbours and share its prefill.
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
         done: dict[int, Rollout] = {}
+        was_training = self.chunks[0].training
+        for chunk in self.chunks:
+            chunk.eval()
         try:
-            for start in range(0, len(order), self.batch_size):
+            for start in range(0, self.stages.most(len(order)), self.batch_size):
                 batch = [requests[i] for i in order[start : start + self.batch_size]]
                 for index, rollout in zip(order[start:], self._decode(batch, params), strict=False):
                     done[index] = rollout
@@ -57,49 +63,59 @@ class EmbeddedEngine:
                     tokens = sum(len(r.tokens) for r in done.values())
                     self.on_progress(len(done), len(requests), tokens)
         finally:
-            self.model.train(was_training)
+            for chunk in self.chunks:
+                chunk.train(was_training)
         return [done[i] for i in range(len(requests))]
 
-    def _prefill(self, requests: Sequence[Request], cache: KVCache) -> tuple[Tensor, Tensor]:
-        """Run each distinct prompt once and fan its cache out. Returns (last logits [n, v], left padding [n])."""
-        device = self.model.inv_freq.device
-        prompts = list(dict.fromkeys(r.prompt for r in requests))
-        width = max(len(p) for p in prompts)
-        padding = torch.tensor([width - len(p) for p in prompts], device=device)
-        tokens = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
-        columns = torch.arange(width, device=device)
+    def _prefill(self, prompts: Sequence[tuple[int, ...]], cache: KVCache) -> tuple[Tensor | None, Tensor]:
+        """Run each distinct prompt once and fan its cache out. Returns (last logits [n, v] on the last stage, left
+        padding [n])."""
+        distinct = list(dict.fromkeys(prompts))
+        width = max(len(p) for p in distinct)
+        padding = torch.tensor([width - len(p) for p in distinct], device=self.device)
+        tokens = torch.tensor([[0] * (width - len(p)) + list(p) for p in distinct], device=self.device)
+        columns = torch.arange(width, device=self.device)
         mask = None
         if padding.any():
             seen = (columns[None] >= padding[:, None])[:, None, None, :] & (columns[:, None] >= columns[None])
             # A padded row must look at something: itself. Its value is never read.
-            mask = seen | torch.eye(width, dtype=torch.bool, device=device)
+            mask = seen | torch.eye(width, dtype=torch.bool, device=self.device)
         positions = (columns[None] - padding[:, None]).clamp(min=0)
-        logits = self.model(tokens, position_ids=positions, attention_mask=mask)
+        logits = self.stages(tokens, positions, mask)
         cache.advance(width)
-        index = {p: i for i, p in enumerate(prompts)}
-        rows = torch.tensor([index[r.prompt] for r in requests], device=device)
-        if len(rows) != len(prompts):
+        index = {p: i for i, p in enumerate(distinct)}
+        rows = torch.tensor([index[p] for p in prompts], device=self.device)
+        if len(rows) != len(distinct):
             cache.select(rows)
-        return logits[rows], padding[rows]
+        return None if logits is None else logits[rows], padding[rows]
+
+    def _sample(self, logits: Tensor | None, keys: Tensor, step: int, params: SamplingParams) -> tuple[Tensor, Tensor]:
+        """(token [n], its log-probability [n]) of each row, the same on every stage."""
+        if logits is not None:
+            chosen, logprobs = sample(logits, uniform(params.seed, keys, step), params.temperature, params.top_p)
+        else:
+            chosen = torch.empty(len(keys), dtype=torch.long, device=self.device)
+            logprobs = torch.empty(len(keys), device=self.device)
+        self.stages.share(chosen, logprobs)
+        return chosen, logprobs
 
     def _decode(self, requests: Sequence[Request], params: SamplingParams) -> list[Rollout]:
+        """Decode one batch. An empty one keeps step, with one row that nobody reads, while peers' experts need it."""
         n, steps = len(requests), params.max_new_tokens
-        device = self.model.inv_freq.device
-        width = max(len(r.prompt) for r in requests)
-        cache = KVCache(width + steps)
-        keys = torch.tensor([r.key for r in requests])
-        stops = torch.tensor(sorted(set(params.stop_token_ids)), device=device)
+        prompts = [r.prompt for r in requests] or [(0,)]
+        cache = KVCache(max(len(p) for p in prompts) + steps)
+        keys = torch.tensor([r.key for r in requests] or [0])
+        stops = torch.tensor(sorted(set(params.stop_token_ids)), device=self.device)
         tokens = torch.zeros(n, steps, dtype=torch.long)
         logprobs = torch.zeros(n, steps)
         lengths = torch.full((n,), steps)
         finished = torch.zeros(n, dtype=torch.bool)
-        rows = torch.arange(n)  # request of each row of the batch
-        active = torch.ones(n, dtype=torch.bool)  # rows of the batch that still decode
-        with self.model.decoding(cache):
-            logits, padding = self._prefill(requests, cache)
+        rows = torch.arange(len(prompts))  # request of each row of the batch
+        active = torch.full((len(prompts),), n > 0)  # rows of the batch that still decode
+        with decoding(self.chunks, cache):
+            logits, padding = self._prefill(prompts, cache)
             for step in range(steps):
-                draws = uniform(params.seed, keys[rows], step)
-                chosen, chosen_logprobs = sample(logits, draws, params.temperature, params.top_p)
+                chosen, chosen_logprobs = self._sample(logits, keys[rows], step, params)
                 live = rows[active]
                 values = chosen_logprobs.cpu()[active]
                 if not values.isfinite().all():
@@ -111,19 +127,19 @@ class EmbeddedEngine:
                 lengths[rows[ended]], finished[rows[ended]] = step + 1, True
                 active &= ~ended
                 count = int(active.sum())
-                if count == 0 or step == steps - 1:
+                if step == steps - 1 or not self.stages.any(count > 0):
                     break
-                if count < _COMPACT_BELOW * len(rows):
-                    keep = active.nonzero()[:, 0]
-                    kept = keep.to(device)
+                if count < _COMPACT_BELOW * len(rows) and (count or len(rows) > 1):
+                    keep = active.nonzero()[:, 0] if count else torch.zeros(1, dtype=torch.long)
+                    kept = keep.to(self.device)
                     cache.select(kept)
                     chosen, padding, rows, active = chosen[kept], padding[kept], rows[keep], active[keep]
                 positions = (cache.length - padding)[:, None]
                 mask = None
                 if padding.any():
-                    columns = torch.arange(cache.length + 1, device=device)
+                    columns = torch.arange(cache.length + 1, device=self.device)
                     mask = (columns[None] >= padding[:, None])[:, None, None, :]
-                logits = self.model(chosen[:, None], position_ids=positions, attention_mask=mask)
+                logits = self.stages(chosen[:, None], positions, mask)
                 cache.advance(1)
         return [
             Rollout(

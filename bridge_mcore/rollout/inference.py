@@ -16,7 +16,7 @@ from bridge_mcore.data.stops import load_tokenizer, stop_token_ids
 from bridge_mcore.data.templates import PromptTemplate
 from bridge_mcore.model.families import find_family
 from bridge_mcore.model.families.base import ModelShape
-from bridge_mcore.model.gpt import build_model
+from bridge_mcore.model.gpt import build_chunks
 from bridge_mcore.model.lora import attach_lora
 from bridge_mcore.platform.device import setup_device
 from bridge_mcore.platform.distributed import Layout, process_groups
@@ -51,12 +51,12 @@ def open_model(
     if dtype is None:
         dtype = torch.float32 if platform.kind == "cpu" else torch.bfloat16
     with process_groups(platform, Parallel(), seed=0) as layout:
-        model = build_model(shape, Parallel(), dtype, platform.device)
-        hf.load_theta(model, directory, family, shape)
+        chunks = build_chunks(shape, Parallel(), dtype, platform.device)
+        hf.load_theta(chunks, directory, family, shape)
         if adapter is not None:
-            lora = peft.read_adapter_config(adapter)
-            attach_lora(model, lora, shape, seed=0)
-            peft.load_adapter(model, adapter, lora, shape)
-            model.to(platform.device)
+            lora = peft.read_adapter_config(adapter, shape)
+            attach_lora(chunks, lora, shape, seed=0)
+            peft.load_adapter(chunks, adapter, lora, shape)
+            chunks[0].to(platform.device)
         stops = stop_token_ids(directory, prompts)
-        yield Inference(shape, tokenizer, prompts, stops, EmbeddedEngine(model.eval()), layout)
+        yield Inference(shape, tokenizer, prompts, stops, EmbeddedEngine(chunks), layout)

@@ -1,18 +1,23 @@
 """θ̂ and the reference policy as values that visit the one live model (DESIGN idea 2).
 
-θ̂ is a second value of the base masters with optimizer state of its own. It has no gradient buffer and no model of its
-own: `swapped` makes it the live one and puts θ back. The reference is weights only.
+θ̂ is a second value of the base masters with optimizer state of its own: no second model, no gradient buffer, and with
+DistributedOptimizer only this rank's shard of it. The reference is weights only, in the live dtype. `swapped` makes a
+slot the live one and puts θ back. A slot may wait in (pinned) host memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bridge_mcore.slots.optimizer import BASE, GroupedOptimizer
+from bridge_mcore.platform.device import Platform
+from bridge_mcore.slots.optimizer import BASE, GroupedOptimizer, Master
+
+Offload = Literal["none", "pinned_cpu"]
 
 
 class Slot:
@@ -21,36 +26,80 @@ class Slot:
     `values[i]` belongs to the i-th base master of the optimizer, on this rank.
     """
 
-    def __init__(self, optimizer: GroupedOptimizer, moments: bool) -> None:
+    def __init__(
+        self, optimizer: GroupedOptimizer, moments: bool, platform: Platform, offload: Offload = "none"
+    ) -> None:
         self.optimizer = optimizer
+        self.platform = platform
         self.moments = moments
-        self.values: list[Tensor] = [master.detach().clone() for master, _ in optimizer.pairs[BASE]]
+        self.offload = offload == "pinned_cpu"
+        self.values: list[Tensor] = [self._kept(self._source(m)) for m in self.masters]
         self.states: list[dict] = [{} for _ in self.values]
         #: `step` counts that apex and TE keep per parameter group instead of per parameter
         self.group_steps: dict[int, int] = {}
 
+    @property
+    def masters(self) -> list[Master]:
+        """What `values` are second values of."""
+        return self.optimizer.pairs[BASE]
+
+    def _source(self, m: Master) -> Tensor:
+        return m.value.detach()
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        """A copy where this slot waits."""
+        if not self.offload:
+            return tensor.clone()
+        kept = self.platform.host_memory(tensor)
+        kept.copy_(tensor)
+        return kept
+
     @torch.no_grad()
     def copy_live(self) -> None:
         """Take over the live θ's values (the moments stay this slot's own)."""
-        for value, (master, _) in zip(self.values, self.optimizer.pairs[BASE], strict=True):
-            value.copy_(master)
+        for value, m in zip(self.values, self.masters, strict=True):
+            value.copy_(self._source(m))
+
+    def _exchange_tensor(self, m: Master, value: Tensor) -> Tensor:
+        """Put `value` into the master and return what it held, for this slot to keep."""
+        if self.offload or (self.optimizer.in_place and m.start is not None):
+            # Contents change places: host memory has another address, and a shard of the live buffer must stay in it.
+            arriving = value.to(m.value.device, non_blocking=True) if self.offload else value.clone()
+            value.copy_(m.value, non_blocking=True)
+            m.value.copy_(arriving)
+            return value
+        kept, m.value.data = m.value.data, value
+        return kept
+
+    def _exchange_state(self, m: Master, mine: dict) -> dict:
+        state = self.optimizer.state(m)
+        theirs = dict(state)
+        state.clear()
+        if not self.offload:
+            state.update(mine)
+            return theirs
+        kept = {}
+        for key, tensor in theirs.items():  # 0-d step counters are the host's already
+            kept[key] = self._kept(tensor) if torch.is_tensor(tensor) and tensor.dim() else tensor
+        for key, tensor in mine.items():
+            state[key] = tensor.to(m.value.device) if torch.is_tensor(tensor) and tensor.dim() else tensor
+        return kept
 
     @torch.no_grad()
     def _exchange(self) -> None:
         optimizer = self.optimizer
-        for i, (master, _) in enumerate(optimizer.pairs[BASE]):
-            master.data, self.values[i] = self.values[i], master.data
+        optimizer.settle()
+        for i, m in enumerate(self.masters):
+            self.values[i] = self._exchange_tensor(m, self.values[i])
             if self.moments:
-                state = optimizer.state(master)
-                kept = dict(state)
-                state.clear()
-                state.update(self.states[i])
-                self.states[i] = kept
+                self.states[i] = self._exchange_state(m, self.states[i])
         if self.moments:
             for index, group in enumerate(optimizer.groups((BASE,))):
                 if "step" in group:
                     mine = self.group_steps.get(index, 0)
                     self.group_steps[index], group["step"] = group["step"], mine
+        if self.offload:
+            self.platform.synchronize()  # what went to the host may be read there now
         optimizer.publish()
 
     @contextmanager
@@ -66,3 +115,36 @@ class Slot:
         """Bytes this slot keeps on this rank while it is not swapped in."""
         tensors = [*self.values, *(v for s in self.states for v in s.values() if torch.is_tensor(v))]
         return sum(t.nbytes for t in tensors)
+
+
+class WeightsSlot(Slot):
+    """The reference policy: weights only, never stepped.
+
+    In bf16 it keeps 2 bytes a parameter (over the data-parallel ranks, with DistributedOptimizer): it is written into
+    the live weights, and the masters put θ back. In fp32 the live weights are the masters, and it changes places with
+    them as any slot does.
+    """
+
+    def __init__(self, optimizer: GroupedOptimizer, platform: Platform, offload: Offload = "none") -> None:
+        super().__init__(optimizer, moments=False, platform=platform, offload=offload)
+
+    def _source(self, m: Master) -> Tensor:
+        return m.value.detach() if self.optimizer.in_place else m.of(m.live.detach())
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Inside: the live base parameters are this slot's. Nothing may be stepped."""
+        if self.optimizer.in_place:
+            with super().swapped():
+                yield
+            return
+        self.optimizer.settle()
+        with torch.no_grad():
+            for m, value in zip(self.masters, self.values, strict=True):
+                m.of(m.live.data).copy_(value, non_blocking=True)
+        self.optimizer.sync_live()
+        try:
+            yield
+        finally:
+            self.optimizer.settle()
+            self.optimizer.publish()

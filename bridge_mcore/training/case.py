@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
-from megatron.core import parallel_state as mpu
 
 from bridge_mcore.checkpoint.atomic import atomic_directory
 from bridge_mcore.config import schema
@@ -42,11 +41,7 @@ def save_case(
 
     The case has fresh optimizer state, as replay has: with AdamW its update is the step's direction, not its size.
     """
-    # One rank of each replica answers for it: the last stage's, which knows the reference's log-probabilities.
-    speaks = mpu.is_pipeline_last_stage() and mpu.get_tensor_model_parallel_rank() == 0
-    gathered: list[list[dict[str, Any]]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(gathered, [_row(s) for s in samples] if speaks else [])
-    rows = [row for part in gathered for row in part]
+    rows = [_row(s) for s in samples]
     recorded = all("reference_logprobs" in row for row in rows if row["kind"] == RL)
     settings = {
         "lam": lam, "alpha": alpha, "beta": beta,

@@ -24,7 +24,13 @@ from bridge_mcore.rollout.engine import Engine, Request, Rollout, SamplingParams
 
 @dataclass
 class Collected:
-    """One step's rollouts on this data-parallel rank, and what they say over all ranks."""
+    """One step's rollouts.
+
+    Attributes:
+        samples: of the whole step, in the order of the prompts, the same on every rank.
+        rollouts, verdicts: of this rank's share.
+        metrics: over all ranks.
+    """
 
     samples: list[Sample]
     rollouts: list[Rollout]
@@ -39,13 +45,13 @@ class Collector:
         self.config, self.engine, self.judge, self.layout = config, engine, judge, layout
 
     def collect(self, prompts: Sequence[EncodedPrompt], first_key: int, params: SamplingParams) -> Collected:
-        """Roll out this step's prompts (all of them are passed; this rank takes its share).
+        """Roll out this step's prompts (all of them are passed; each rank generates its share).
 
         Args:
             first_key: number of the first answer within the run, so that no two draws coincide.
         """
         n = self.config.rollout.samples_per_prompt
-        mine = range(self.layout.data_rank, len(prompts), self.layout.data)
+        mine = range(self.layout.share, len(prompts), self.layout.shares)
         requests = [Request(first_key + i * n + j, tuple(prompts[i].tokens)) for i in mine for j in range(n)]
         start = time.perf_counter()
         rollouts = self.engine.generate(requests, params)
@@ -54,14 +60,22 @@ class Collector:
         judged = time.perf_counter()
         rewards = torch.tensor([self.reward(v) for v in verdicts]).view(-1, n)
         advantages = group_relative(rewards, self.config.objective.advantage_std).flatten().tolist()
-        samples = [
-            Sample(RL, (*r.prompt, *r.tokens), len(r.prompt), a, r.logprobs, params.temperature)
+        samples = {
+            r.key: Sample(RL, (*r.prompt, *r.tokens), len(r.prompt), a, r.logprobs, params.temperature)
             for r, a, reward in zip(rollouts, advantages, rewards.flatten().tolist(), strict=True)
             if not math.isnan(reward)  # on_failure: drop; counted in the metrics
-        ]
+        }
         metrics = self._metrics(rollouts, verdicts, rewards)
         metrics |= {"seconds_rollout": generated - start, "seconds_reward": judged - generated}
-        return Collected(samples, rollouts, verdicts, metrics)
+        return Collected(self._shared(samples), rollouts, verdicts, metrics)
+
+    def _shared(self, samples: dict[int, Sample]) -> list[Sample]:
+        """All shares' samples by number: the same list, in the same order, whatever the layout."""
+        if self.layout.shares > 1:
+            parts: list[dict[int, Sample]] = [{}] * self.layout.shares
+            dist.all_gather_object(parts, samples, group=mpu.get_data_parallel_group(with_context_parallel=True))
+            samples = {key: sample for part in parts for key, sample in part.items()}
+        return [samples[key] for key in sorted(samples)]
 
     def reward(self, verdict: Verdict) -> float:
         """Reward of a verdict; NaN for one that was not reached, if such samples are to be left out."""
@@ -81,20 +95,20 @@ class Collector:
             sum(v.verdict == "timeout" for v in verdicts), sum(v.verdict == "error" for v in verdicts),
             sum(len(r.prompt) for r in rollouts),
         ]  # fmt: skip
-        if self.layout.data > 1:
+        if self.layout.shares > 1:
             tensor = torch.tensor(sums, dtype=torch.float64)
             if dist.get_backend() != "gloo":
                 tensor = tensor.cuda()
-            dist.all_reduce(tensor, group=mpu.get_data_parallel_group())
+            dist.all_reduce(tensor, group=mpu.get_data_parallel_group(with_context_parallel=True))
             sums = tensor.tolist()
         answers, judged, total, squares, groups, signal, tokens, cut, timeouts, errors, prompt_tokens = sums
         mean = total / max(judged, 1)
         return {
             "reward": mean,
             "reward_std": float(np.sqrt(max(squares / max(judged, 1) - mean**2, 0.0))),
-            "response_length": tokens / answers,
-            "truncated": cut / answers,
-            "groups_with_signal": signal / groups,
+            "response_length": tokens / max(answers, 1),
+            "truncated": cut / max(answers, 1),
+            "groups_with_signal": signal / max(groups, 1),
             "verifier_timeouts": timeouts,
             "verifier_errors": errors,
             "rollout_tokens": tokens + prompt_tokens,

@@ -119,7 +119,7 @@ def _warm_start(
     sft = [Pass(THETA, {SFT: 1.0}, into={THETA: 1.0}, update=(THETA,))]
     steps = range(warm.steps)
     for step in track(steps, warm.steps, "making a base model (SFT on hasty solutions)") if layout.is_main else steps:
-        chosen = [traces[i] for i in sampler.take(warm.batch_size)][layout.data_rank :: layout.data]
+        chosen = [traces[i] for i in sampler.take(warm.batch_size)]
         samples = [Sample(SFT, t.tokens, t.prompt_length) for t in chosen]
         rate = warm.learning_rate * factor(step)
         updater.update(sft, samples, rate, rate)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
-from bridge_mcore.checkpoint.run_state import load_state, prune, save_state
+from bridge_mcore.checkpoint.run_state import CheckpointWriter, load_state
 from bridge_mcore.config.load import dump_config
 from bridge_mcore.config.schema import Config
 from bridge_mcore.data.sample import Sample
@@ -43,7 +42,7 @@ def train(config: Config) -> None:
             step = 0
             course = Course(directory, started)
             if resume_from is not None:
-                step, state = load_state(resume_from, session.policy, identity(session))
+                step, state = load_state(resume_from, session.policy, identity(session), remarks)
                 session.restore_position(state["position"])
                 course.restore(state["course"])
             if layout.is_main:
@@ -51,7 +50,10 @@ def train(config: Config) -> None:
                 for line in remarks + ([f"· resuming from {resume_from}, after step {step}"] if resume_from else []):
                     say(line)
                 course.open(config, step if resume_from else None)
-            run_steps(session, step, course, stop)
+            writer = CheckpointWriter(
+                directory / "checkpoints", config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
+            )
+            run_steps(session, step, course, stop, writer)
             if not stop.agreed:
                 finish(session, course)
     if stop.agreed:
@@ -60,8 +62,8 @@ def train(config: Config) -> None:
         raise SystemExit(stop.exit_code)
 
 
-def run_steps(session: Session, step: int, course: Course, stop: StopRequest) -> None:
-    """Iterate from `step` to the configured number of steps."""
+def run_steps(session: Session, step: int, course: Course, stop: StopRequest, writer: CheckpointWriter) -> None:
+    """Iterate from `step` to the configured number of steps; all checkpoints are complete on return."""
     config, total = session.config, session.config.training.steps
     beta = config.optimizer.beta or config.optimizer.alpha
     factor = rate_factor(config.optimizer.schedule, config.optimizer.warmup_steps, total)
@@ -107,15 +109,17 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest) ->
             metrics["tokens_per_second"] = metrics.pop("tokens") / working
             course.record(step, metrics)
             if step == total or (config.checkpoint.every and step % config.checkpoint.every == 0):
-                save(session, step, course)
+                save(session, step, course, writer)
                 saved = step
+            writer.poll()
         if saved != step:
-            save(session, step, course)  # a stop was asked for
+            save(session, step, course, writer)  # a stop was asked for
+        writer.finish()
 
 
 def gather_samples(session: Session, step: int) -> tuple[list[Sample], list[Sample] | None, dict[str, Any]]:
-    """This rank's traces and rollouts for a step, rollouts of π(θ̂, w) if the run wants its own, and their metrics."""
-    config, layout = session.config, session.layout
+    """The step's traces and rollouts, rollouts of π(θ̂, w) if the run wants its own, and metrics; the same all over."""
+    config = session.config
     needed = session.method.components(step)
     metrics: dict[str, Any] = {"tokens": 0}
     samples: list[Sample] = []
@@ -124,7 +128,7 @@ def gather_samples(session: Session, step: int) -> tuple[list[Sample], list[Samp
         count = config.training.traces_per_step or config.training.prompts_per_step
         chosen = [session.traces[i] for i in session.trace_order.take(count)]
         metrics["tokens"] += sum(len(t.tokens) for t in chosen)
-        samples += [Sample(SFT, t.tokens, t.prompt_length) for t in chosen[layout.data_rank :: layout.data]]
+        samples += [Sample(SFT, t.tokens, t.prompt_length) for t in chosen]
     if RL in needed:
         prompts = [session.prompts[i] for i in session.prompt_order.take(config.training.prompts_per_step)]
         answers = len(prompts) * config.rollout.samples_per_prompt
@@ -145,17 +149,13 @@ def gather_samples(session: Session, step: int) -> tuple[list[Sample], list[Samp
 
 
 def identity(session: Session) -> dict[str, Any]:
-    """What a checkpoint records and a resume must repeat: the layout, the method and the kind of optimizer."""
-    config, p = session.config, session.config.parallel
-    layout = {"tensor": p.tensor, "pipeline": p.pipeline, "data": session.layout.data, "sequence": p.sequence}
-    return {**layout, "method": config.method.name, "optimizer": config.optimizer.name}
+    """What a checkpoint records: the method and optimizer, which a resume must repeat, and the layout's sizes."""
+    config = session.config
+    sizes = {**config.parallel.model_dump(exclude={"auto"}), "data": session.layout.data}
+    return {**sizes, "method": config.method.name, "optimizer": config.optimizer.name}
 
 
-def save(session: Session, step: int, course: Course) -> Path:
-    """Write a checkpoint, then remove the oldest beyond `checkpoint.keep`."""
-    directory = session.config.run.directory / "checkpoints"
+def save(session: Session, step: int, course: Course, writer: CheckpointWriter) -> None:
+    """Start writing a checkpoint."""
     extra = {"position": session.position(), "course": course.state()}
-    path = save_state(directory, session.policy, step, extra, identity(session))
-    if session.layout.is_main:
-        prune(directory, session.config.checkpoint.keep)
-    return path
+    writer.save(session.policy, step, extra, identity(session))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import lcm
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
@@ -15,7 +17,8 @@ from bridge_mcore.config import schema
 from bridge_mcore.data.sample import RL, SFT, Sample
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.objectives.policy_gradient import clipped_surrogate, k3
-from bridge_mcore.training.batch import MicroBatch, collate, count_tokens, divide
+from bridge_mcore.training.batch import MicroBatch, collate, count_tokens, unsplit
+from bridge_mcore.training.packing import SequenceCost, pack
 from bridge_mcore.training.policy import Policy
 
 #: What each micro-batch adds up, in this order (the last is a maximum).
@@ -28,30 +31,63 @@ _LossOf = Callable[[MicroBatch, Tensor], tuple[Tensor, Tensor, Tensor]]
 class PassRunner:
     """Computes objectives and gradients of samples under the live weights.
 
-    All methods are collective over the model-parallel ranks of a replica (which pass the same samples) and over
-    data-parallel ranks (which pass their own).
+    All methods are collective over the whole layout. Every rank passes the same samples; which of them a
+    data-parallel replica computes is decided here, by cost.
     """
 
     def __init__(
         self, policy: Policy, objective: schema.Objective, max_tokens: int, max_rows: int | None = None
     ) -> None:
+        """max_tokens: per rank and micro-batch; max_rows: sequences of a micro-batch at most."""
         self.policy = policy
         self.objective = objective
         clip = objective.clip_range
         self.clip = (clip, clip) if isinstance(clip, float | int) else clip
         self.max_tokens, self.max_rows = max_tokens, max_rows
-        config = policy.module.config
-        # Sequence parallelism splits a micro-batch's length over tensor ranks.
-        self.multiple = config.tensor_model_parallel_size if config.sequence_parallel else 1
+        config = policy.config
+        self.cost = SequenceCost.of(policy.shape)
+        self.context, self.context_rank = mpu.get_context_parallel_world_size(), mpu.get_context_parallel_rank()
+        # Context parallelism deals two chunks of each sequence to every rank; sequence parallelism splits a row.
+        self.multiple = 2 * self.context if self.context > 1 else 1
+        self.tail = config.tensor_model_parallel_size if config.sequence_parallel else 1
+        # An interleaved pipeline takes its micro-batches in rounds.
+        self.rounds = config.pipeline_model_parallel_size if len(policy.model) > 1 else 1
 
     def _micro_batches(self, samples: Sequence[Sample], counts: Mapping[str, int]) -> list[MicroBatch]:
-        device = self.policy.platform.device
-        groups = divide(samples, self.max_tokens, self.max_rows)
-        if not groups:  # this rank has nothing, but must take part in what the others do: one token without weight
-            blank = collate([Sample(SFT, [0, 0], 1)], {SFT: 1}, device, self.multiple)
-            blank.weights[SFT].zero_()
-            return [blank]
-        return [collate(group, counts, device, self.multiple) for group in groups]
+        """This replica's packed micro-batches: as many as every other replica has."""
+        plan = pack(
+            [len(s.tokens) - 1 for s in samples],
+            self.max_tokens * self.context,
+            mpu.get_data_parallel_world_size(),
+            self.cost,
+            multiple=self.multiple,
+            max_rows=self.max_rows,
+            micro_batches_multiple=self.rounds,
+        )
+        groups = [[samples[i] for i in group] for group in plan[mpu.get_data_parallel_rank()]]
+        tail = self.tail if self.rounds == 1 else self._width(groups)
+        return [
+            collate(
+                group,
+                counts,
+                self.policy.platform.device,
+                multiple=self.multiple,
+                tail=tail,
+                context_size=self.context,
+                context_rank=self.context_rank,
+            )
+            for group in groups
+        ]
+
+    def _width(self, groups: Sequence[Sequence[Sample]]) -> int:
+        """One length of the rows for an interleaved pipeline.
+
+        There two stages send to each other in both directions at once. The messages of such a pair are told apart by
+        their order alone, so rows of different lengths could be taken for one another.
+        """
+        rows = [sum(-(-(len(s.tokens) - 1) // self.multiple) * self.multiple for s in group) for group in groups]
+        unit = lcm(self.tail, 2 if self.context > 1 else 1)
+        return -(-max(*rows, self.multiple) // (self.context * unit)) * unit
 
     def _run(self, micro_batches: list[MicroBatch], loss_of: _LossOf, forward_only: bool) -> list[Tensor]:
         """Megatron's schedule over the micro-batches; the values that `loss_of` reports, on the last stage."""
@@ -59,48 +95,69 @@ class PassRunner:
         def forward_step(batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Callable]:
             batch = next(batches)
             out = model(
-                batch.tokens, labels=batch.labels, mask=batch.mask, inverse_temperature=batch.inverse_temperature
+                batch.tokens,
+                labels=batch.labels,
+                mask=batch.mask,
+                inverse_temperature=batch.inverse_temperature,
+                position_ids=batch.positions,
+                attention_mask=batch.segments,
             )
             return out, lambda output: loss_of(batch, output)
 
-        self.policy.model.train()
+        model = self.policy.model
+        for chunk in model:
+            chunk.train()
+        iterators = [iter(micro_batches) for _ in model]
         return get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=iter(micro_batches),
-            model=self.policy.model,
+            data_iterator=iterators if len(model) > 1 else iterators[0],
+            model=model if len(model) > 1 else model[0],
             num_microbatches=len(micro_batches),
-            seq_length=micro_batches[0].tokens.shape[1],
-            micro_batch_size=micro_batches[0].tokens.shape[0],
+            seq_length=micro_batches[0].tokens.shape[1] * self.context,
+            micro_batch_size=1,
             forward_only=forward_only,
         )
 
-    def global_counts(self, samples: Sequence[Sample]) -> dict[str, int]:
-        """Response tokens of each component over all data-parallel ranks."""
-        counts = count_tokens(samples)
-        if mpu.get_data_parallel_world_size() > 1:
-            tensor = torch.tensor([counts[SFT], counts[RL]], device=self.policy.platform.device)
-            dist.all_reduce(tensor, group=mpu.get_data_parallel_group())
-            counts = {SFT: int(tensor[0]), RL: int(tensor[1])}
-        return counts
-
     def fill_reference(self, samples: Sequence[Sample]) -> None:
-        """Set `reference` of every sample to its tokens' log-probabilities under the live weights (last stage only)."""
-        batches = self._micro_batches(samples, {SFT: 1, RL: 1})
+        """Set `reference` of every sample to its tokens' log-probabilities under the live weights, on every rank."""
+        if not samples:
+            return
+        starts = np.cumsum([0, *(s.response_length for s in samples)])
+        place = {id(s): int(start) for s, start in zip(samples, starts, strict=False)}
+        values = torch.zeros(int(starts[-1]), device=self.policy.platform.device)
 
         def store(batch: MicroBatch, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            for row, sample in enumerate(batch.samples):
-                span = slice(sample.prompt_length - 1, len(sample.tokens) - 1)
-                sample.reference = output[0, row, span].detach().cpu()
+            row = output[0, 0].detach().contiguous()
+            parts = [row]
+            if self.context > 1:
+                parts = [torch.empty_like(row) for _ in range(self.context)]
+                dist.all_gather(parts, row, group=mpu.get_context_parallel_group())
+            if self.context_rank == 0:
+                for sample, logprobs in zip(batch.samples, batch.rows(unsplit(parts, batch.segments)), strict=True):
+                    values[place[id(sample)] :][: len(logprobs)] = logprobs
             return output.sum(), torch.zeros((), dtype=torch.int), torch.zeros(1)
 
         with torch.no_grad():
-            self._run(batches, store, forward_only=True)
+            self._run(self._micro_batches(samples, {SFT: 1, RL: 1}), store, forward_only=True)
+        # The replicas' parts are zero elsewhere, so their sum is exact.
+        dist.all_reduce(values, group=mpu.get_data_parallel_group(with_context_parallel=True))
+        self._from_last_stage(values)
+        values = values.cpu()
+        for sample in samples:
+            sample.reference = values[place[id(sample)] :][: sample.response_length]
+
+    @staticmethod
+    def _from_last_stage(tensor: Tensor) -> None:
+        """Give every pipeline stage what the last one computed."""
+        if mpu.get_pipeline_model_parallel_world_size() > 1:
+            last = mpu.get_pipeline_model_parallel_last_rank()
+            dist.broadcast(tensor, src=last, group=mpu.get_pipeline_model_parallel_group())
 
     def run(self, samples: Sequence[Sample], coefficients: Mapping[str, float]) -> dict[str, float]:
         """Add the gradient of -Σ coefficient · J to the gradient buffers (reduced), and return what was computed.
 
         Args:
-            samples: this data-parallel rank's; of components without a coefficient they are ignored.
+            samples: the step's, the same on every rank; of components without a coefficient they are ignored.
             coefficients: objective weight of "sft" and "rl".
         Returns:
             j_sft (mean log-likelihood per trace token), j_rl (surrogate minus KL per rollout token), kl, entropy
@@ -110,7 +167,7 @@ class PassRunner:
             TrainingError: if a component with a coefficient has no tokens at all.
         """
         samples = [s for s in samples if s.component in coefficients]
-        counts = self.global_counts(samples)
+        counts = count_tokens(samples)
         # A component with coefficient 0 (λ = 0 or 1) is still reported when its samples are there.
         active = {c: k for c, k in coefficients.items() if k != 0 or counts[c]}
         for component in active:
@@ -158,12 +215,9 @@ class PassRunner:
         device = self.policy.platform.device
         stacked = torch.stack(reports) if reports else torch.zeros(1, len(_SUMS), dtype=torch.float64, device=device)
         sums, top = stacked.sum(0)[:-1].contiguous(), stacked[:, -1].amax()[None]
-        if dist.get_world_size() > 1:
-            group = mpu.get_data_parallel_group()
-            dist.all_reduce(sums, group=group)
-            dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-            if mpu.get_pipeline_model_parallel_world_size() > 1:
-                last = mpu.get_pipeline_model_parallel_last_rank()
-                for tensor in (sums, top):
-                    dist.broadcast(tensor, src=last, group=mpu.get_pipeline_model_parallel_group())
+        group = mpu.get_data_parallel_group(with_context_parallel=True)
+        dist.all_reduce(sums, group=group)
+        dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+        for tensor in (sums, top):
+            self._from_last_stage(tensor)
         return dict(zip(_SUMS, [*sums.tolist(), top.item()], strict=True))

@@ -20,11 +20,11 @@ from bridge_mcore.data.sample import RL, Sample
 from bridge_mcore.errors import DataError
 from bridge_mcore.methods.base import THETA, THETA_HAT
 from bridge_mcore.methods.bridge import Bridge
-from bridge_mcore.platform.device import setup_device
+from bridge_mcore.platform.device import Platform, setup_device
 from bridge_mcore.platform.distributed import process_groups
 from bridge_mcore.training.case import write_weights
 from bridge_mcore.training.passes import PassRunner
-from bridge_mcore.training.policy import build_policy
+from bridge_mcore.training.policy import Policy, build_policy
 from bridge_mcore.training.step import Updater
 
 #: replay's names of the metrics (the issue's), from the step's
@@ -55,47 +55,9 @@ def replay_config(settings: ReplaySettings, options: ReplayOptions) -> schema.Co
 
 def replay(options: ReplayOptions) -> None:
     """Run the case on this rank of the layout; rank 0 writes metrics.json and prints them."""
-    settings = read_settings(options.source / "settings.yaml")
-    batch = read_batch(options.source / "batch.jsonl")
-    config = replay_config(settings, options)
     platform = setup_device(options.device)
     with process_groups(platform, options.parallel, seed=0) as layout:
-        policy = build_policy(
-            config,
-            platform,
-            options.source / "model",
-            adapter=True,
-            auxiliary=True,
-            reference=settings.kl_coefficient > 0 and settings.reference == "model",
-            adapter_path=options.source / "adapter",
-        )
-        if (options.source / "auxiliary").is_dir():
-            policy.load_slot(THETA_HAT, options.source / "auxiliary")
-        samples = [
-            Sample(s.kind, s.tokens, s.prompt_length, s.advantage or 0.0, s.behaviour_logprobs, s.temperature)
-            for s in batch
-        ]
-        if settings.reference == "recorded" and settings.kl_coefficient > 0:
-            for sample, s in zip(samples, batch, strict=True):
-                if s.kind == RL and s.reference_logprobs is None:
-                    raise DataError(
-                        f"{options.source}: reference: recorded needs reference_logprobs in every rl sample"
-                    )
-                sample.reference = None if s.reference_logprobs is None else torch.tensor(s.reference_logprobs)
-        check_tokens(samples, policy.shape.vocab_size, options.source / "batch.jsonl")
-        samples = samples[layout.data_rank :: layout.data]
-        runner = PassRunner(
-            policy, config.objective, config.training.max_tokens_per_microbatch, options.micro_batch_size
-        )
-        if options.micro_batch_size is not None:  # then rows are what is asked for, however long
-            runner.max_tokens = 2**62
-        updater = Updater(policy, runner, config.auxiliary)
-        updater.fill_reference(samples)  # nothing to do if it is recorded
-        passes = Bridge(config).passes(0)
-        if settings.lam == 0 and not any(s.kind == RL for s in batch):
-            passes = [p for p in passes if p.slot == THETA]  # nothing that θ̂ could learn from
-        beta = config.optimizer.beta or config.optimizer.alpha
-        metrics = updater.update(passes, samples, config.optimizer.alpha, beta)
+        policy, (metrics,) = run_case(options, platform)
         report = {name: _number(metrics[key]) for name, key in _METRICS.items() if key in metrics}
         with atomic_directory(options.target) as target:
             write_weights(policy, target)
@@ -104,6 +66,49 @@ def replay(options: ReplayOptions) -> None:
         if layout.is_main:
             print(json.dumps(report, indent=2))
             print(f"updated θ, θ̂ and w: {options.target}")
+
+
+def run_case(
+    options: ReplayOptions, platform: Platform, iterations: int = 1, config: schema.Config | None = None
+) -> tuple[Policy, list[dict[str, float]]]:
+    """Build the case's model in the current layout and perform `iterations` updates on its batch.
+
+    Returns the policy and the metrics of each update. `config` replaces what the case's settings stand for.
+    """
+    settings = read_settings(options.source / "settings.yaml")
+    batch = read_batch(options.source / "batch.jsonl")
+    config = config or replay_config(settings, options)
+    policy = build_policy(
+        config,
+        platform,
+        options.source / "model",
+        adapter=True,
+        auxiliary=True,
+        reference=settings.kl_coefficient > 0 and settings.reference == "model",
+        adapter_path=options.source / "adapter",
+    )
+    if (options.source / "auxiliary").is_dir():
+        policy.load_slot(THETA_HAT, options.source / "auxiliary")
+    samples = [
+        Sample(s.kind, s.tokens, s.prompt_length, s.advantage or 0.0, s.behaviour_logprobs, s.temperature)
+        for s in batch
+    ]
+    if settings.reference == "recorded" and settings.kl_coefficient > 0:
+        for sample, s in zip(samples, batch, strict=True):
+            if s.kind == RL and s.reference_logprobs is None:
+                raise DataError(f"{options.source}: reference: recorded needs reference_logprobs in every rl sample")
+            sample.reference = None if s.reference_logprobs is None else torch.tensor(s.reference_logprobs)
+    check_tokens(samples, policy.shape.vocab_size, options.source / "batch.jsonl")
+    runner = PassRunner(policy, config.objective, config.training.max_tokens_per_microbatch, options.micro_batch_size)
+    if options.micro_batch_size is not None:  # then rows are what is asked for, however long
+        runner.max_tokens = 2**62
+    updater = Updater(policy, runner, config.auxiliary)
+    updater.fill_reference(samples)  # nothing to do if it is recorded
+    passes = Bridge(config).passes(0)
+    if settings.lam == 0 and not any(s.kind == RL for s in batch):
+        passes = [p for p in passes if p.slot == THETA]  # nothing that θ̂ could learn from
+    beta = config.optimizer.beta or config.optimizer.alpha
+    return policy, [updater.update(passes, samples, config.optimizer.alpha, beta) for _ in range(iterations)]
 
 
 def _number(value: float) -> float | None:

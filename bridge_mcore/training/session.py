@@ -111,7 +111,7 @@ def open_session(config: Config, platform: Platform, layout: Layout, source: Pat
         )
     reward = config.reward
     with MathVerifier(reward.workers, reward.cpu_seconds, reward.wall_seconds, reward.memory_gib) as verifier:
-        engine = EmbeddedEngine(policy.module, config.rollout.batch_size)
+        engine = EmbeddedEngine(policy.chunks, config.rollout.batch_size)
 
         def decode(tokens: Any) -> str:
             return tokenizer.decode(tokens, skip_special_tokens=True)

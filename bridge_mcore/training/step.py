@@ -41,7 +41,7 @@ class Updater:
         """One iteration. All gradients are of the values at its start, unless a pass list steps in between.
 
         Args:
-            samples: this data-parallel rank's traces and rollouts.
+            samples: the step's traces and rollouts, the same on every rank.
             alpha, beta: learning rates of θ and θ̂, and of w.
             own: rollouts of π(θ̂, w) itself, for `auxiliary.rollouts: own`.
         Returns:
@@ -68,9 +68,11 @@ class Updater:
                 stepping = [BASE] * (p.slot in p.update) + [ADAPTER] * (W in p.update)
                 norms = {group: policy.optimizer.check_finite(group) for group in stepping}
                 if BASE in norms:
-                    self._record(metrics, p.slot, self._step_base(p, alpha, norms[BASE]))
+                    self._record(metrics, p.slot, self._step_base(p, norms[BASE]))
             if ADAPTER in norms:
                 self._record(metrics, W, policy.optimizer.step(ADAPTER, norms[ADAPTER]))
+            if ADAPTER in norms or (BASE in norms and p.slot == THETA):  # a slot that goes back publishes by itself
+                policy.optimizer.publish()
             self._collect(metrics, p, computed)
         policy.optimizer.release_gradients()
         if "j_rl" in metrics and "j_rl_auxiliary" in metrics:
@@ -89,9 +91,9 @@ class Updater:
         chosen = samples if own is None else own
         return [s for s in chosen if s.component in p.components()]
 
-    def _step_base(self, p: Pass, alpha: float, norm: float) -> Stepped:
+    def _step_base(self, p: Pass, norm: float) -> Stepped:
         if p.slot == THETA_HAT and self.auxiliary.optimizer == "sgd":
-            return self.policy.optimizer.ascend(alpha, norm)
+            return self.policy.optimizer.ascend(BASE, norm)
         return self.policy.optimizer.step(BASE, norm)
 
     def _receive(self, p: Pass) -> None:

@@ -231,17 +231,20 @@ class TestGenerate:
 class TestReplay:
     def test_options(self, called: list[Any], tmp_path: Path) -> None:
         case = make_case(tmp_path / "case")
-        options = words("--dtype bfloat16 --micro-batch-size 3 --tp 2 --pp 2 --dp 2 --sp --overwrite")
+        options = words(
+            "--dtype bfloat16 --micro-batch-size 3 --tp 2 --pp 2 --vpp 2 --dp 2 --cp 2 --sp --no-dist-opt --overwrite"
+        )
         assert run("replay", case, tmp_path / "out", *options) == 0
         found: ReplayOptions = called[0]
         assert (found.source, found.target, found.dtype) == (case, tmp_path / "out", "bfloat16")
         assert (found.micro_batch_size, found.overwrite, found.device) == (3, True, "cpu")
         layout = found.parallel
         assert (layout.tensor, layout.pipeline, layout.data, layout.sequence) == (2, 2, 2, True)
+        assert (layout.virtual_pipeline, layout.context, layout.distributed_optimizer) == (2, 2, False)
 
     @pytest.mark.parametrize(
         ("options", "message"),
-        [(("--cp", "2"), "parallel.context = 2 is not available"), (("--sp",), "needs parallel.tensor > 1")],
+        [(("--vpp", "2"), "needs parallel.pipeline > 1"), (("--sp",), "needs parallel.tensor > 1")],
     )
     def test_bad_ones(self, called: list[Any], tmp_path: Path, capsys, options: tuple[str, ...], message: str) -> None:
         assert run("replay", make_case(tmp_path / "case"), tmp_path / "out", *options) == 2

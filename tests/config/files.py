@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.config.model_files import Sizes
+
 MODEL_CONFIG = {
     "model_type": "qwen2",
     "num_hidden_layers": 4,
@@ -60,3 +62,25 @@ def write_rows(path: Path, rows: list[Any]) -> Path:
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
+
+
+def model_shape(**sizes: Any) -> Sizes:
+    """The sizes of a real model, as its config.json has them."""
+    return Sizes("config.json", context=32768, **sizes)
+
+
+#: Shapes of Qwen2.5 0.5B, 1.5B and 7B, Llama 3 70B and Qwen3 235B-A22B.
+SHAPES = {
+    "0.5B": model_shape(
+        layers=24, heads=14, kv_heads=2, intermediate_size=4864, vocabulary=151936, hidden_size=896, tied=True
+    ),
+    "1.5B": model_shape(
+        layers=28, heads=12, kv_heads=2, intermediate_size=8960, vocabulary=151936, hidden_size=1536, tied=True
+    ),
+    "7B": model_shape(layers=28, heads=28, kv_heads=4, intermediate_size=18944, vocabulary=152064, hidden_size=3584),
+    "70B": model_shape(layers=80, heads=64, kv_heads=8, intermediate_size=28672, vocabulary=128256, hidden_size=8192),
+    "235B": model_shape(
+        layers=94, heads=64, kv_heads=4, intermediate_size=12288, vocabulary=151936, hidden_size=4096, head_dim=128,
+        experts=128, expert_size=1536, dense_layers=0,
+    ),
+}  # fmt: skip

@@ -51,7 +51,7 @@ def test_a_good_configuration_passes(check) -> None:
         ("method.name=rl_zero",),
         ("method.name=sft", "data.sft={task: running_sums}", "data.rl="),
         ("method.name=sft", "rollout.max_new_tokens=9999", "data.evaluation=[]"),  # nothing generates
-        ("method.name=sft", "parallel.pipeline=2", "data.evaluation=[]"),
+        ("parallel.pipeline=2",),
         ("method.name=sft", "rollout.samples_per_prompt=1"),
         ("method.name=sft", "method.lam.kind=linear", "auxiliary.mode=lookahead", "auxiliary.rollouts=own"),  # unused
         ("method.name=cold_start", "method.sft_steps=9"),
@@ -59,7 +59,7 @@ def test_a_good_configuration_passes(check) -> None:
         ("method.lam={kind: constant, value: 0.3}",),
         ("auxiliary.mode=lookahead",),
         ("model.dtype=bfloat16",),
-        ("method.name=sft", "parallel.tensor=2", "parallel.sequence=true", "parallel.data=2", "data.evaluation=[]"),
+        ("parallel.tensor=2", "parallel.sequence=true", "parallel.context=2", "parallel.data=2"),
         ("evaluation.before=false", "evaluation.after=false", "data.evaluation.0.path=gone.jsonl"),  # never read
         ("optimizer.schedule=cosine", "optimizer.warmup_steps=10"),  # a short trial of a long run's config
         ("run.resume=auto",),
@@ -111,15 +111,6 @@ def test_these_pass_too(check, overrides: tuple[str, ...]) -> None:
         (("evaluation.max_new_tokens=600",), "evaluation.max_new_tokens = 600 leaves no room"),
         (("rollout.engine=sglang",), "rollout.engine = sglang is not available in this version; use embedded"),
         (("rollout.engine=vllm",), "rollout.engine = vllm is not available in this version; use embedded"),
-        (("parallel.context=2",), "parallel.context = 2 is not available in this version; tensor, pipeline, data and"),
-        (("parallel.expert=2",), "parallel.expert = 2 is not available"),
-        (("parallel.sequence=true",), "parallel.sequence = true needs parallel.tensor > 1"),
-        (("parallel.pipeline=2",), "the embedded engine cannot generate over pipeline stages"),
-        (("parallel.tensor=2", "parallel.sequence=true"), "decodes one position at a time"),
-        (("parallel.tensor=3",), "does not divide the attention heads of model.generated (2); possible: 1, 2"),
-        (("parallel.tensor=2", "model.generated.kv_heads=1"), "does not divide the key-value heads"),
-        (("model.generated.intermediate_size=33", "parallel.tensor=2"), "does not divide the intermediate size"),
-        (("method.name=sft", "data.evaluation=[]", "parallel.pipeline=3"), "does not divide the layers"),
         (("run.resume=gone",), "run.resume = gone is no checkpoint directory"),
         (("run.resume=restrat",), "did you mean 'restart'?"),
         (("run.directory=/dev/null/x",), "/dev/null is a file"),

@@ -9,7 +9,7 @@ import yaml
 
 from bridge_mcore.config.keys import schema_keys, suggestion
 from bridge_mcore.config.load import dump_config, key_help, load_config
-from bridge_mcore.config.schema import Config, Schedule
+from bridge_mcore.config.schema import Config, Parallel, Schedule
 from bridge_mcore.errors import ConfigError
 from tests.config.files import write
 
@@ -96,12 +96,22 @@ class TestOverrides:
         assert linear.method.lam == Schedule(kind="linear", start=0, end=1)
         assert load("method: {lam: {kind: linear, start: 0, end: 1}}", "method.lam=0.3").method.lam == 0.3
 
+    def test_auto_stands_for_the_layout_and_back(self, load) -> None:
+        assert load("parallel: auto").parallel == load("parallel: {tensor: 2}", "parallel=auto").parallel
+        assert load("parallel: auto").parallel == Parallel(auto=True)
+        assert load("parallel: auto", "parallel={tensor: 2}").parallel == Parallel(tensor=2)
+        assert load("parallel: auto", "parallel.tensor=2").parallel == Parallel(auto=True, tensor=2)
+
     def test_text_needs_no_quotes(self, load) -> None:
         config = load("", "data.system_prompt=You are: helpful [yes]", "data.rl.name='quoted'")
         assert config.data.system_prompt == "You are: helpful [yes]" and config.data.rl.name == "quoted"
 
     def test_a_section_at_once(self, load) -> None:
         assert load("data: {rl: {path: x.jsonl}}", "data.rl={task: running_sums}").data.rl.path is None
+
+    def test_another_word_is_no_layout(self, problem) -> None:
+        allowed = "parallel = best: must be auto, or a section with keys such as tensor, pipeline, data"
+        assert allowed in problem("parallel: best") and allowed in problem("parallel: best", "parallel.tensor=2")
 
     @pytest.mark.parametrize("text", ["training.steps", "=5", "training..steps=5", ""])
     def test_not_key_value(self, problem, text: str) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from bridge_mcore.cli.main import app
 from bridge_mcore.config.replay import ReplayOptions, ReplaySample, check_replay, read_batch, read_settings
 from bridge_mcore.config.schema import Parallel
 from bridge_mcore.errors import BridgeError, ConfigError, DataError
+from bridge_mcore.launch.local import replay_arguments
 from tests.config.files import RL_ROW, SETTINGS, SFT_ROW, make_case, make_model, write, write_rows
 
 
@@ -151,6 +153,24 @@ class TestCase:
         case = make_case(tmp_path / "case")
         check_replay(ReplayOptions(case, tmp_path / "out", parallel=Parallel(tensor=2, pipeline=2, sequence=True)))
         assert "parallel.tensor = 4 does not divide" in problem(case, parallel=Parallel(tensor=4))
+        check_replay(
+            ReplayOptions(case, tmp_path / "out", parallel=Parallel(pipeline=2, virtual_pipeline=2, context=2))
+        )
+        assert "has no experts: set parallel.expert=1" in problem(case, parallel=Parallel(data=2, expert=2))
+        with pytest.raises(ConfigError, match="needs 2 processes, but there are 4"):
+            check_replay(ReplayOptions(case, tmp_path / "out", parallel=Parallel(data=2)), world=4)
+
+    def test_a_rank_gets_the_same_options(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What launch.local writes as a command line, cli.replay reads as the same options."""
+        found: list[ReplayOptions] = []
+        monkeypatch.setattr("bridge_mcore.launch.local.run_replay", found.append)
+        layout = Parallel(
+            tensor=2, pipeline=2, virtual_pipeline=2, context=2, data=3, sequence=True, distributed_optimizer=False
+        )
+        for parallel in (layout, Parallel(data=1)):
+            options = ReplayOptions(make_case(tmp_path / "c"), tmp_path / "o", "bfloat16", "cuda", 3, parallel, True)
+            app(replay_arguments(options), standalone_mode=False)
+            assert found.pop() == options
 
     def test_all_problems_of_settings_and_files_together(self, problem, tmp_path: Path) -> None:
         case = make_case(tmp_path / "case", settings="lam: 2\n")

@@ -1,21 +1,73 @@
-"""Replay in several real processes (gloo) against the independent float64 implementation."""
+"""Three BRIDGE iterations in every layout, in real processes (gloo), against the independent float64 implementation.
+
+One job per world size goes through all layouts: starting processes is what costs time.
+"""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from tests.reference.algorithm2 import run_reference
-from tests.reference.cases import make_case
+from tests.parallel.processes import run_ranks
+from tests.reference.algorithm2 import Result, run_reference
+from tests.reference.cases import ADAMW, make_case
 
-#: ‖ours - reference‖ / ‖update‖; fp32 rounding alone gives about 2e-6 with SGD.
+#: ‖ours - reference‖ / ‖update‖ after three iterations; fp32 rounding alone gives up to about 1e-5.
 TOLERANCE = 1e-4
+ITERATIONS = 3
+FAMILIES = ("qwen2", "qwen2_untied", "llama", "qwen3")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout, and what else varies with it."""
+
+    name: str
+    parallel: dict[str, Any]
+    max_tokens: int = 8192
+    #: after several, a token may stand so near between two experts that fp32 and float64 choose differently
+    iterations: int = ITERATIONS
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+#: max_tokens 120 packs the case's ten sequences of 2 to 190 tokens into five micro-batches or more.
+TWO = (
+    Layout("tp2", {"tensor": 2}, 120),
+    Layout("tp2-sp", {"tensor": 2, "sequence": True}),
+    Layout("tp2-sp-recompute", {"tensor": 2, "sequence": True}, 120, more={"recompute": "full"}),
+    Layout("pp2", {"pipeline": 2}, 120),
+    Layout("pp2-vpp2", {"pipeline": 2, "virtual_pipeline": 2}, 120),
+    Layout("cp2", {"context": 2}, 120),
+    Layout("cp2-selective", {"context": 2}, more={"recompute": "selective"}),
+    Layout("dp2", {"data": 2, "distributed_optimizer": False}, 120),
+    Layout("dp2-distopt", {"data": 2}, 120),
+    Layout("dp2-overlap", {"data": 2, "overlap_grad_reduce": True, "overlap_param_gather": True}, 120),
+)
+#: The families differ in biases, norms, tied embeddings and RoPE: nothing of that touches data parallelism.
+TWO_CASES = [
+    (family, layout)
+    for layout in TWO
+    for family in FAMILIES
+    if not layout.name.startswith(("dp2", "cp2-")) or family in ("qwen2", "llama")
+] + [("qwen3_moe", Layout("ep2-dp2", {"data": 2, "expert": 2}, 120, iterations=1))]
+FOUR = (
+    ("qwen2", Layout("tp2-pp2", {"tensor": 2, "pipeline": 2}, 120)),
+    ("qwen3", Layout("tp2-sp-dp2", {"tensor": 2, "sequence": True, "data": 2}, 120)),
+    ("llama", Layout("pp2-vpp2-dp2", {"pipeline": 2, "virtual_pipeline": 2, "data": 2}, 120)),
+    ("qwen2_untied", Layout("tp2-sp-cp2", {"tensor": 2, "sequence": True, "context": 2}, 120)),
+    ("qwen2", Layout("cp2-dp2", {"context": 2, "data": 2}, 120)),
+    (
+        "qwen3_moe",
+        Layout("ep2-tp2-sp-dp2", {"tensor": 2, "sequence": True, "data": 2, "expert": 2}, 120, iterations=1),
+    ),
+)
 
 
 def read(directory: Path) -> dict[str, torch.Tensor]:
@@ -26,32 +78,74 @@ def read(directory: Path) -> dict[str, torch.Tensor]:
     return out
 
 
-@pytest.mark.parametrize(
-    ("family", "layout"),
-    [
-        ("qwen3", "--tp 2 --sp"),
-        ("llama", "--pp 2"),
-        ("qwen2", "--dp 2 --micro-batch-size 1"),
-        pytest.param("qwen2", "--tp 2 --pp 2", marks=pytest.mark.slow),
-        pytest.param("qwen2_untied", "--tp 2 --dp 2", marks=pytest.mark.slow),
-        pytest.param("qwen2", "--tp 2", marks=pytest.mark.slow),
-    ],
-)
-def test_every_layout_computes_the_same_update(tmp_path, seed, family, layout):
-    make_case(tmp_path / "case", family, seed % 10_000, kl_coefficient=0.1)
-    command = [sys.executable, "-m", "bridge_mcore", "replay", str(tmp_path / "case"), str(tmp_path / "out")]
-    done = subprocess.run([*command, *layout.split()], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    want = run_reference(tmp_path / "case")
-    for group, name, after in (
+def run_matrix(root: Path, world: int, cases: list[tuple[str, Layout]], seed: int) -> dict[str, Result]:
+    """Make the cases, run all layouts in `world` processes; the reference's results by family."""
+    wanted = {}
+    for family, iterations in {family: layout.iterations for family, layout in cases}.items():
+        # Two stages of two virtual stages need four layers.
+        make_case(root / family, family, seed % 10_000, layers=4, optimizer=ADAMW, kl_coefficient=0.1)
+        wanted[family] = run_reference(root / family, iterations=iterations)
+    plan = [
+        {
+            "name": f"{family}-{layout.name}", "case": str(root / family), "parallel": layout.parallel,
+            "max_tokens": layout.max_tokens, "iterations": layout.iterations, **layout.more,
+        }
+        for family, layout in cases
+    ]  # fmt: skip
+    (root / "plan.json").write_text(json.dumps(plan))
+    run_ranks(world, "tests.parallel.matrix", str(root / "plan.json"), str(root / "out"), timeout=400)
+    return wanted
+
+
+def fresh_seed() -> int:
+    import os
+    import random
+
+    value = int(os.environ.get("BRIDGE_TEST_SEED", random.SystemRandom().randrange(2**31)))
+    print(f"BRIDGE_TEST_SEED={value}")
+    return value
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    root = tmp_path_factory.mktemp("two")
+    return root, run_matrix(root, 2, TWO_CASES, fresh_seed())
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    root = tmp_path_factory.mktemp("four")
+    return root, run_matrix(root, 4, list(FOUR), fresh_seed())
+
+
+def check(root: Path, name: str, want: Result) -> None:
+    out = root / "out" / name
+    for group, directory, after in (
         ("theta", "model", want.theta),
         ("theta_hat", "auxiliary", want.theta_hat),
         ("w", "adapter", want.w),
     ):
-        got = read(tmp_path / "out" / name)
-        error = sum((got[k].double() - v).pow(2).sum() for k, v in after.items()) ** 0.5
-        size = sum((v - want.before[group][k]).pow(2).sum() for k, v in after.items()) ** 0.5
+        got = read(out / directory)
+        assert got.keys() == after.keys()
+        error = math.sqrt(sum(float((got[k].double() - v).pow(2).sum()) for k, v in after.items()))
+        size = math.sqrt(sum(float((v - want.before[group][k]).pow(2).sum()) for k, v in after.items()))
         assert error / size < TOLERANCE, group
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    for name, value in want.metrics.items():
-        assert metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+        for k, v in after.items():  # no single tensor may hide behind the others
+            moved = float((v - want.before[group][k]).norm())
+            assert float((got[k].double() - v).norm()) <= 1e-3 * moved, (group, k)
+    metrics = json.loads((out / "metrics.json").read_text())[-1]
+    for key, value in want.metrics.items():
+        ours = key.replace("update_l2", "update_norm")
+        assert metrics[ours] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.parametrize(("family", "layout"), TWO_CASES, ids=lambda x: x if isinstance(x, str) else x.name)
+def test_two_processes_compute_the_same_update(two, family, layout):
+    root, wanted = two
+    check(root, f"{family}-{layout.name}", wanted[family])
+
+
+@pytest.mark.parametrize(("family", "layout"), FOUR, ids=lambda x: x if isinstance(x, str) else x.name)
+def test_four_processes_compute_the_same_update(four, family, layout):
+    root, wanted = four
+    check(root, f"{family}-{layout.name}", wanted[family])

@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,12 @@ def load_policy(base: Path, adapter: Path, dtype: torch.dtype = torch.float64) -
     """The augmented model [base, adapter], every parameter trainable."""
     hf_logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=dtype, attn_implementation="eager", local_files_only=True, use_safetensors=True
+        base,
+        dtype=dtype,
+        attn_implementation="eager",
+        experts_implementation="eager",  # the others have no float64
+        local_files_only=True,
+        use_safetensors=True,
     )
     policy = PeftModel.from_pretrained(model, str(adapter), is_trainable=True, autocast_adapter_dtype=False)
     policy.to(dtype)
@@ -128,6 +133,22 @@ def split_parameters(policy: PeftModel) -> tuple[Tensors, Tensors]:
         else:
             base[name.removeprefix(HF_PREFIX).replace(".base_layer.", ".")] = parameter
     return base, lora
+
+
+def per_expert(tensors: Tensors) -> Tensors:
+    """Views under the names of checkpoint files, where transformers holds a layer's experts in one tensor."""
+    views: Tensors = {}
+    for name, tensor in tensors.items():
+        stem, _, kind = name.rpartition(".experts.")
+        for expert, matrix in enumerate(tensor if stem else ()):
+            parts = {kind: matrix}
+            if kind == "gate_up_proj":
+                gate, up = matrix.chunk(2)
+                parts = {"gate_proj": gate, "up_proj": up}
+            views |= {f"{stem}.experts.{expert}.{part}.weight": view for part, view in parts.items()}
+        if not stem:
+            views[name] = tensor
+    return views
 
 
 def response_logprobs(policy: torch.nn.Module, sample: Sample) -> torch.Tensor:
@@ -193,32 +214,50 @@ def clip_gradient(gradients: Tensors, limit: float | None) -> Tensors:
     return {name: g * scale for name, g in gradients.items()}
 
 
-def ascend(values: Tensors, gradients: Tensors, rate: float, optimizer: dict[str, Any]) -> Tensors:
-    """The first step of a fresh optimizer, uphill."""
-    decay = optimizer.get("weight_decay", 0.0)
-    decay_1d = optimizer.get("weight_decay_1d", False)
-    beta1, beta2 = optimizer.get("betas", (0.9, 0.999))
-    eps = float(optimizer.get("eps", 1e-8))
-    result: Tensors = {}
-    for name, value in values.items():
-        g = gradients[name]
-        if optimizer["name"] == "sgd":
-            direction = g
-        elif optimizer["name"] == "adamw":
-            first = (1.0 - beta1) * g / (1.0 - beta1)
-            second = (1.0 - beta2) * g * g / (1.0 - beta2)
-            direction = first / (second.sqrt() + eps)
-        else:
-            raise ValueError(f"optimizer {optimizer['name']!r} is not implemented")
-        decays = decay if value.dim() >= 2 or decay_1d else 0.0
-        result[name] = value + rate * direction - rate * decays * value
-    return result
+@dataclass
+class Ascent:
+    """SGD or AdamW, uphill, on one group; keeps its moments between steps."""
+
+    rate: float
+    optimizer: dict[str, Any]
+    steps: int = 0
+    moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def step(self, values: Tensors, gradients: Tensors) -> Tensors:
+        """The new values; the old ones stay as they are."""
+        self.steps += 1
+        decay = self.optimizer.get("weight_decay", 0.0)
+        decay_1d = self.optimizer.get("weight_decay_1d", False)
+        result: Tensors = {}
+        for name, value in values.items():
+            decays = decay if value.dim() >= 2 or decay_1d else 0.0
+            step = self._direction(name, gradients[name])
+            result[name] = (value + self.rate * step - self.rate * decays * value).detach()
+        return result
+
+    def _direction(self, name: str, g: torch.Tensor) -> torch.Tensor:
+        if self.optimizer["name"] == "sgd":
+            return g
+        if self.optimizer["name"] != "adamw":
+            raise ValueError(f"optimizer {self.optimizer['name']!r} is not implemented")
+        beta1, beta2 = self.optimizer.get("betas", (0.9, 0.999))
+        first, second = self.moments.get(name, (torch.zeros_like(g), torch.zeros_like(g)))
+        first, second = beta1 * first + (1.0 - beta1) * g, beta2 * second + (1.0 - beta2) * g * g
+        self.moments[name] = (first, second)
+        first, second = first / (1.0 - beta1**self.steps), second / (1.0 - beta2**self.steps)
+        return first / (second.sqrt() + float(self.optimizer.get("eps", 1e-8)))
 
 
 def run_reference(
-    case_dir: str | Path, overrides: dict[str, Any] | None = None, dtype: torch.dtype = torch.float64
+    case_dir: str | Path,
+    overrides: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float64,
+    iterations: int = 1,
 ) -> Result:
-    """One update of a case. ``overrides`` replace settings; dtype float32 shows what rounding alone does."""
+    """Updates of a case, all on its one batch. ``overrides`` replace settings; float32 shows what rounding alone does.
+
+    Metrics and gradients are those of the last iteration; ``before`` is the start of the first.
+    """
     case = Path(case_dir)
     settings = load_settings(case) | (overrides or {})
     batch = load_batch(case)
@@ -227,34 +266,45 @@ def run_reference(
     hat_policy = load_policy(auxiliary if auxiliary.exists() else case / "model", case / "adapter", dtype)
     theta, w = split_parameters(policy)
     theta_hat, w_of_hat = split_parameters(hat_policy)
+    parameters = {"theta": theta, "theta_hat": theta_hat, "w": w}
+    before = {group: {n: p.detach().clone() for n, p in ps.items()} for group, ps in parameters.items()}
     lam = float(settings["lam"])
-
-    reference = reference_logprobs(policy, batch)
-    j_sft = sft_objective(policy, batch)
-    j_rl = rl_objective(policy, batch, reference, settings)
-    j_rl_hat = rl_objective(hat_policy, batch, reference, settings)
-
-    joint = gradient((1.0 - lam) * j_sft + lam * j_rl, theta | w)
-    gradients = {
-        "theta": {name: joint[name] for name in theta},
-        "theta_hat": gradient(j_rl_hat, theta_hat),
-        "w_auxiliary": gradient(j_rl_hat, w_of_hat),
-    }
-    gradients["w"] = {name: joint[name] - lam * gradients["w_auxiliary"][name] for name in w}
-
     optimizer = settings["optimizer"]
     optimizer = {"name": optimizer} if isinstance(optimizer, str) else optimizer
     rates = {"theta": settings["alpha"], "theta_hat": settings["alpha"], "w": settings["beta"]}
-    parameters = {"theta": theta, "theta_hat": theta_hat, "w": w}
-    before = {group: {n: p.detach().clone() for n, p in ps.items()} for group, ps in parameters.items()}
-    after = {
-        group: ascend(before[group], clip_gradient(gradients[group], settings["gradient_clip"]), float(rate), optimizer)
-        for group, rate in rates.items()
-    }
+    ascents = {group: Ascent(float(rate), optimizer) for group, rate in rates.items()}
+    reference = reference_logprobs(policy, batch)
+    for _ in range(iterations):
+        start = {group: {n: p.detach().clone() for n, p in ps.items()} for group, ps in parameters.items()}
+        j_sft = sft_objective(policy, batch)
+        j_rl = rl_objective(policy, batch, reference, settings)
+        j_rl_hat = rl_objective(hat_policy, batch, reference, settings)
+        joint = gradient((1.0 - lam) * j_sft + lam * j_rl, theta | w)
+        gradients = {
+            "theta": {name: joint[name] for name in theta},
+            "theta_hat": gradient(j_rl_hat, theta_hat),
+            "w_auxiliary": gradient(j_rl_hat, w_of_hat),
+        }
+        gradients["w"] = {name: joint[name] - lam * gradients["w_auxiliary"][name] for name in w}
+        after = {
+            group: ascents[group].step(start[group], clip_gradient(gradients[group], settings["gradient_clip"]))
+            for group in parameters
+        }
+        with torch.no_grad():
+            for group, ps in parameters.items():
+                for name, p in ps.items():
+                    p.copy_(after[group][name])
+            for name, p in w_of_hat.items():  # the two models share w
+                p.copy_(after["w"][name])
+    before, gradients, after = (
+        {g: per_expert(ts) for g, ts in groups.items()} for groups in (before, gradients, after)
+    )
+    start = {group: per_expert(ts) for group, ts in start.items()}
     result = Result(after["theta"], after["theta_hat"], after["w"], before, gradients, {})
     result.metrics = {"j_sft": j_sft.item(), "j_rl": j_rl.item(), "j_rl_auxiliary": j_rl_hat.item()}
     result.metrics |= {f"grad_norm_{group}": norm(gradients[group]) for group in rates}
-    result.metrics |= {f"update_l2_{group}": norm(result.update(group)) for group in rates}
+    last = {group: {n: after[group][n] - start[group][n] for n in after[group]} for group in rates}
+    result.metrics |= {f"update_l2_{group}": norm(last[group]) for group in rates}
     return result
 
 

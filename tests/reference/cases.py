@@ -10,19 +10,31 @@ import json
 import logging
 import math
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 from .algorithm2 import Sample, load_policy, response_logprobs
 
-FAMILIES = ("qwen2", "qwen2_untied", "llama", "qwen3")
-ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FAMILIES = ("qwen2", "qwen2_untied", "llama", "qwen3", "qwen3_moe")
+ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+ALL_TARGETS = (*ATTENTION_TARGETS, "gate_proj", "up_proj", "down_proj")
 KINK_MARGIN = 1e-3  # no ratio is nearer than this to where the surrogate bends
+ROUTING_MARGIN = 1e-3  # no token's last chosen expert is nearer than this (in logits) to one that was not chosen
 SGD: dict[str, Any] = {"name": "sgd"}
 ADAMW: dict[str, Any] = {
     "name": "adamw",
@@ -73,6 +85,10 @@ def model_config(family: str, rng: random.Random) -> PreTrainedConfig:
         return Qwen2Config(**common, tie_word_embeddings=False, rms_norm_eps=1e-5, rope_parameters=plain_rope)
     if family == "qwen3":
         return Qwen3Config(**common, head_dim=32, tie_word_embeddings=True, rope_parameters=plain_rope)
+    if family == "qwen3_moe":
+        common |= {"num_hidden_layers": 2, "moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
+        common |= {"norm_topk_prob": True, "tie_word_embeddings": False, "rope_parameters": plain_rope}
+        return Qwen3MoeConfig(**common, head_dim=32)
     if family == "llama":
         common["max_position_embeddings"] = 131072
         rope = {
@@ -115,14 +131,21 @@ def random_tokens(rng: random.Random, vocab: int, length: int) -> tuple[int, ...
 def make_batch(directory: Path, vocab: int, clip: tuple[float, float], rng: random.Random) -> list[Sample]:
     """SFT and RL samples of very different lengths, interleaved; RL ratios lie on both sides of the clip range."""
     lengths = [(3, rng.randint(30, 50)), (17, 1), (1, rng.randint(5, 12)), (30, rng.randint(120, 160))]
-    batch = [Sample("sft", random_tokens(rng, vocab, p + r), p) for p, r in lengths]
     theta = load_policy(directory / "model", directory / "adapter")
     auxiliary = directory / "auxiliary"
     theta_hat = load_policy(auxiliary, directory / "adapter") if auxiliary.exists() else theta
+
+    def draw(kind: str, prompt: int, response: int) -> Sample:
+        sample = Sample(kind, random_tokens(rng, vocab, prompt + response), prompt)
+        while is_routed_narrowly((theta, theta_hat), sample):
+            sample = Sample(kind, random_tokens(rng, vocab, prompt + response), prompt)
+        return sample
+
+    batch = [draw("sft", p, r) for p, r in lengths]
     shapes = [(5, 30, 1.3), (5, 2, -0.7), (5, 17, 0.0), (21, 1, -1.6), (21, 44, -0.9), (2, 8, 0.8)]
     for prompt, response, advantage in shapes:
         response += rng.randrange(6) if response > 1 else 0
-        sample = Sample("rl", random_tokens(rng, vocab, prompt + response), prompt)
+        sample = draw("rl", prompt, response)
         advantage *= rng.uniform(0.7, 1.4)
         with torch.no_grad():
             logprobs = response_logprobs(theta, sample).tolist()
@@ -144,6 +167,27 @@ def near_kink(log_ratio: float, clip: tuple[float, float]) -> bool:
     return min(abs(ratio - (1.0 - clip[0])), abs(ratio - (1.0 + clip[1]))) < KINK_MARGIN
 
 
+def is_routed_narrowly(policies: Iterable[PeftModel], sample: Sample) -> bool:
+    """Whether rounding could send a token to other experts, with the adapter or (for the KL term) without."""
+    gaps: list[float] = []
+
+    def look(router: torch.nn.Module, _inputs: object, output: tuple[torch.Tensor, ...]) -> None:
+        ranked = output[0].sort(descending=True).values
+        gaps.append(float((ranked[:, router.top_k - 1] - ranked[:, router.top_k]).min()))
+
+    for policy in policies:
+        routers = [m for m in policy.modules() if isinstance(m, Qwen3MoeTopKRouter)]
+        hooks = [router.register_forward_hook(look) for router in routers]
+        if hooks:
+            with torch.no_grad():
+                response_logprobs(policy, sample)
+                with policy.disable_adapter():
+                    response_logprobs(policy, sample)
+        for hook in hooks:
+            hook.remove()
+    return min(gaps, default=1.0) < ROUTING_MARGIN
+
+
 def to_json(sample: Sample) -> str:
     """A line of batch.jsonl."""
     item: dict[str, Any] = {"kind": sample.kind, "tokens": sample.tokens, "prompt_length": sample.prompt_length}
@@ -159,13 +203,19 @@ def make_case(
     *,
     auxiliary: bool = True,
     lora_b_zero: bool = False,
-    target_modules: tuple[str, ...] = ALL_TARGETS,
+    target_modules: tuple[str, ...] | None = None,
     rank: int | None = None,
     use_rslora: bool = False,
     optimizer: dict[str, Any] | None = None,
+    layers: int | None = None,
     **settings: Any,
 ) -> Path:
-    """Writes a complete IN directory; further keywords replace entries of settings.yaml."""
+    """Writes a complete IN directory; further keywords replace entries of settings.yaml.
+
+    target_modules: of LoRA; None for all linears that the model has outside of experts.
+    """
+    if target_modules is None:
+        target_modules = ATTENTION_TARGETS if family == "qwen3_moe" else ALL_TARGETS
     logging.getLogger("transformers").setLevel(logging.ERROR)
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
@@ -174,6 +224,10 @@ def make_case(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = model_config(family, rng)
+        if layers is not None:
+            config.num_hidden_layers = layers
+            if getattr(config, "layer_types", None):
+                config.layer_types = config.layer_types[:1] * layers
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         perturb(model, 0.2)
         model.save_pretrained(path / "model")
@@ -206,7 +260,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
     parser.add_argument("--no-auxiliary", action="store_true", help="leave auxiliary/ out")
     parser.add_argument("--lora-b-zero", action="store_true", help="a fresh adapter: B = 0")
-    parser.add_argument("--targets", nargs="+", default=list(ALL_TARGETS), help="LoRA target modules")
+    parser.add_argument("--targets", nargs="+", help="LoRA target modules (default: all)")
     parser.add_argument("--rslora", action="store_true", help="scale LoRA by alpha / sqrt(r)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="entries of settings.yaml")
     args = parser.parse_args()
@@ -216,7 +270,7 @@ def main() -> None:
         args.seed,
         auxiliary=not args.no_auxiliary,
         lora_b_zero=args.lora_b_zero,
-        target_modules=tuple(args.targets),
+        target_modules=tuple(args.targets) if args.targets else None,
         use_rslora=args.rslora,
         optimizer=SGD if args.optimizer == "sgd" else ADAMW,
         **{key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in args.set)},

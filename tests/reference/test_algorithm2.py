@@ -81,8 +81,8 @@ def test_gradients_by_finite_differences(family: str, seed: int, tmp_path: Path)
 
     (theta, w), (theta_hat, w_hat) = ref.split_parameters(policy), ref.split_parameters(hat)
     objectives: dict[str, tuple[Callable[[], float], list[ref.Tensors]]] = {
-        "theta": (j_joint, [theta]),
-        "theta_hat": (j_hat, [theta_hat]),
+        "theta": (j_joint, [ref.per_expert(theta)]),
+        "theta_hat": (j_hat, [ref.per_expert(theta_hat)]),
         "w": (lambda: j_joint() - lam * j_hat(), [w, w_hat]),  # w is one variable, held in two models
     }
     generator = torch.Generator().manual_seed(seed)

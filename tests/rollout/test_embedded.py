@@ -16,7 +16,7 @@ def engine_of(world, tmp_path):
         from bridge_mcore.rollout.embedded import EmbeddedEngine
 
         hf = save_tiny(kind, tmp_path, seed=seed % 1000)
-        return hf, EmbeddedEngine(build(world, tmp_path), **options)
+        return hf, EmbeddedEngine([build(world, tmp_path)], **options)
 
     return make
 
@@ -61,7 +61,9 @@ def test_logprobs_agree_with_the_trainers_forward(engine_of, seed, temperature):
         ids = torch.tensor([[*r.prompt, *r.tokens]])
         inverse = torch.full(ids[:, 1:].shape, 1 / temperature)
         with torch.no_grad():
-            want = engine.model(ids[:, :-1], labels=ids[:, 1:], inverse_temperature=inverse)[0, 0, len(r.prompt) - 1 :]
+            want = engine.chunks[0](ids[:, :-1], labels=ids[:, 1:], inverse_temperature=inverse)[
+                0, 0, len(r.prompt) - 1 :
+            ]
         assert (want - torch.tensor(r.logprobs)).abs().max() < 1e-4
         assert not set(r.tokens[:-1]) & set(stops)
         assert r.finished == (r.tokens[-1] in stops)

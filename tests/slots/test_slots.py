@@ -41,7 +41,7 @@ def make(world, source, *, lam=0.5, rows=None, dtype="float32", optimizer="adamw
     )
     policy = build_policy(config, world[0], source, adapter=True, auxiliary=auxiliary, reference=False)
     with torch.no_grad():
-        for name, p in policy.module.named_parameters():
+        for name, p in policy.chunks[0].named_parameters():
             if ".lora.B." in name:
                 p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1)
     policy.optimizer.set_rates(1e-3, 2e-3)
@@ -73,17 +73,18 @@ def test_a_slot_equals_a_whole_second_model_bit_for_bit(world, tmp_path, seed, d
         two.optimizer.release_gradients()
         runner_two.run([s for s in batch if s.component == RL], {RL: 1.0})
         two.optimizer.gather_gradients()
-        gain = [-0.5 * m.grad for m, _ in two.optimizer.pairs["adapter"]]
+        gain = [-0.5 * m.value.grad for m in two.optimizer.pairs["adapter"]]
         two.optimizer.step("base")
         one.optimizer.release_gradients()
         runner_one.run(batch, {SFT: 0.5, RL: 0.5})
         one.optimizer.gather_gradients()
-        torch._foreach_add_([m.grad for m, _ in one.optimizer.pairs["adapter"]], gain)
+        torch._foreach_add_([m.value.grad for m in one.optimizer.pairs["adapter"]], gain)
         one.optimizer.step("base")
         one.optimizer.step("adapter")
+        one.optimizer.publish()
         with torch.no_grad():
-            for (a, _), (b, _) in zip(two.optimizer.pairs["adapter"], one.optimizer.pairs["adapter"], strict=True):
-                a.copy_(b)
+            for a, b in zip(two.optimizer.pairs["adapter"], one.optimizer.pairs["adapter"], strict=True):
+                a.value.copy_(b.value)
         two.optimizer.publish()
     assert all(torch.equal(policy.masters()[n], v) for n, v in one.masters().items())
     assert all(torch.equal(policy.masters("theta_hat")[n], v) for n, v in two.masters().items())

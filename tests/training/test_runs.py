@@ -161,7 +161,7 @@ def test_a_run_is_not_overwritten_and_a_damaged_checkpoint_is_not_used(whole, tm
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(whole), str(copy)], check=True)
     newest = copy / "checkpoints" / "step_00000008"
-    (newest / "rank_00000.safetensors").write_bytes(b"torn")
+    (newest / "__0_0.distcp").write_bytes(b"torn")
     out = run(config_for(copy, tmp_path), "run.resume=auto")
     assert "missing or truncated" in out and "resuming from" in out and "step_00000006" in out
     assert metrics_of(copy) == metrics_of(whole)

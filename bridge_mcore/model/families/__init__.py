@@ -8,10 +8,10 @@ from typing import Any
 
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.errors import CheckpointError
-from bridge_mcore.model.families import llama, qwen2, qwen3
+from bridge_mcore.model.families import llama, qwen2, qwen3, qwen3_moe
 from bridge_mcore.model.families.base import Family, ModelShape
 
-FAMILIES: dict[str, Family] = {f.architecture: f for f in (qwen2.FAMILY, llama.FAMILY, qwen3.FAMILY)}
+FAMILIES: dict[str, Family] = {f.architecture: f for f in (qwen2.FAMILY, llama.FAMILY, qwen3.FAMILY, qwen3_moe.FAMILY)}
 
 
 def read_config(directory: Path) -> dict[str, Any]:

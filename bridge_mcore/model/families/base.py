@@ -54,6 +54,14 @@ class ModelShape:
     max_positions: int
     qkv_bias: bool = False
     qk_norm: bool = False
+    experts: int = 0  # of every layer, which then has no dense MLP; 0: a dense model
+    experts_per_token: int = 0
+    expert_intermediate_size: int = 0
+
+    @property
+    def mlp_width(self) -> int:
+        """Width of the MLPs that the model has: one a layer, or its experts."""
+        return self.expert_intermediate_size or self.intermediate_size
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,11 @@ _NEUTRAL = {
 
 @dataclass(frozen=True)
 class Family:
-    """One HF architecture. `fixed` maps a field to the only value that is expressed (or a predicate of it)."""
+    """One HF architecture. `fixed` maps a field to the only value that is expressed (or a predicate of it).
+
+    In `parameters`, {layer} and {expert} count over the whole model. `expert_fields`: the HF fields of the number of
+    experts, of experts per token and of the width of one expert, for a family in which every layer has experts.
+    """
 
     name: str
     architecture: str
@@ -142,6 +154,7 @@ class Family:
     parameters: tuple[Plain, ...]
     qkv_bias: bool = False
     qk_norm: bool = False
+    expert_fields: tuple[str, str, str] | None = None
     fixed: dict[str, Any] = field(default_factory=dict)
 
     def read(self, config: dict[str, Any], origin: str) -> ModelShape:
@@ -165,15 +178,16 @@ class Family:
         head_dim = values.get("head_dim") or values["hidden_size"] // heads
         # A field that transformers' own class does not know arrives as an extra attribute: it is not neutral.
         neutral = _NEUTRAL | (set(PretrainedConfig().to_dict()) - {"tie_word_embeddings", "quantization_config"})
+        # transformers may write a field under another name than published configs do.
+        aliases = full.attribute_map
+        neutral |= _READ | {aliases.get(name, name) for name in self.expert_fields or ()}
         refused = []
         for key, value in values.items():
-            if key in _READ or (key in neutral and key not in self.fixed):
-                continue
             if key in self.fixed:
                 wanted = self.fixed[key]
                 if not (wanted(value) if callable(wanted) else value == wanted):
                     refused.append(f"{key}={value!r}")
-            elif key not in defaults or value != defaults[key]:
+            elif key not in neutral and (key not in defaults or value != defaults[key]):
                 refused.append(f"{key}={value!r}")
         rope, rope_refused = _read_rope(values)
         refused += rope_refused
@@ -183,6 +197,7 @@ class Family:
                 "training it would silently be another model"
             )
         assert rope is not None
+        experts, per_token, width = [getattr(full, name) for name in self.expert_fields or ()] or [0, 0, 0]
         return ModelShape(
             vocab_size=values["vocab_size"],
             hidden_size=values["hidden_size"],
@@ -197,19 +212,20 @@ class Family:
             max_positions=values["max_position_embeddings"],
             qkv_bias=self.qkv_bias,
             qk_norm=self.qk_norm,
+            experts=experts,
+            experts_per_token=per_token,
+            expert_intermediate_size=width,
         )
 
     def mappings(self, shape: ModelShape) -> Iterator[Plain]:
-        """Every parameter of a model of this shape, layers spelt out, in a stable order."""
+        """Every parameter of a model of this shape, layers and experts spelt out, in a stable order."""
         for p in self.parameters:
             if p.mcore == "output_layer.weight" and shape.tied:
                 continue
-            if "{layer}" not in p.mcore:
-                yield p
-                continue
-            for layer in range(shape.layers):
-                names = tuple(name.format(layer=layer) for name in p.hf)
-                yield type(p)(p.mcore.format(layer=layer), names)
+            layers = range(shape.layers if "{layer}" in p.mcore else 1)
+            experts = range(shape.experts if "{expert}" in p.mcore else 1)
+            for place in ({"layer": layer, "expert": expert} for layer in layers for expert in experts):
+                yield type(p)(p.mcore.format(**place), tuple(name.format(**place) for name in p.hf))
 
 
 _READ = {
@@ -243,24 +259,27 @@ def all_equal(value: Any) -> Callable[[Any], bool]:
     return lambda entries: entries is None or all(entry == value for entry in entries)
 
 
-_LAYER, _HF = "decoder.layers.{layer}.", "model.layers.{layer}."
+LAYER, HF_LAYER = "decoder.layers.{layer}.", "model.layers.{layer}."
 
-#: The tensors that Llama and its descendants share.
-LLAMA_LIKE: tuple[Plain, ...] = (
+#: The tensors that Llama and its descendants share, whatever their MLPs are.
+DECODER: tuple[Plain, ...] = (
     Vocabulary("embedding.word_embeddings.weight", ("model.embed_tokens.weight",)),
-    Plain(_LAYER + "input_layernorm.weight", (_HF + "input_layernorm.weight",)),
+    Plain(LAYER + "input_layernorm.weight", (HF_LAYER + "input_layernorm.weight",)),
     QKV(
-        _LAYER + "self_attention.linear_qkv.weight",
-        tuple(_HF + f"self_attn.{x}_proj.weight" for x in "qkv"),
+        LAYER + "self_attention.linear_qkv.weight",
+        tuple(HF_LAYER + f"self_attn.{x}_proj.weight" for x in "qkv"),
     ),
-    Plain(_LAYER + "self_attention.linear_proj.weight", (_HF + "self_attn.o_proj.weight",)),
-    Plain(_LAYER + "pre_mlp_layernorm.weight", (_HF + "post_attention_layernorm.weight",)),
-    GateUp(_LAYER + "mlp.linear_fc1.weight", (_HF + "mlp.gate_proj.weight", _HF + "mlp.up_proj.weight")),
-    Plain(_LAYER + "mlp.linear_fc2.weight", (_HF + "mlp.down_proj.weight",)),
+    Plain(LAYER + "self_attention.linear_proj.weight", (HF_LAYER + "self_attn.o_proj.weight",)),
+    Plain(LAYER + "pre_mlp_layernorm.weight", (HF_LAYER + "post_attention_layernorm.weight",)),
     Plain("decoder.final_layernorm.weight", ("model.norm.weight",)),
     Vocabulary("output_layer.weight", ("lm_head.weight",)),
 )
-QKV_BIAS = QKV(_LAYER + "self_attention.linear_qkv.bias", tuple(_HF + f"self_attn.{x}_proj.bias" for x in "qkv"))
+LLAMA_LIKE = (
+    *DECODER,
+    GateUp(LAYER + "mlp.linear_fc1.weight", (HF_LAYER + "mlp.gate_proj.weight", HF_LAYER + "mlp.up_proj.weight")),
+    Plain(LAYER + "mlp.linear_fc2.weight", (HF_LAYER + "mlp.down_proj.weight",)),
+)
+QKV_BIAS = QKV(LAYER + "self_attention.linear_qkv.bias", tuple(HF_LAYER + f"self_attn.{x}_proj.bias" for x in "qkv"))
 QK_NORM = tuple(
-    Plain(_LAYER + f"self_attention.{x}_layernorm.weight", (_HF + f"self_attn.{x}_norm.weight",)) for x in "qk"
+    Plain(LAYER + f"self_attention.{x}_layernorm.weight", (HF_LAYER + f"self_attn.{x}_norm.weight",)) for x in "qk"
 )
