@@ -92,6 +92,9 @@ class Model(Section):
     recompute: Literal["none", "selective", "full"] = Field(
         "none", description="activations computed again in the backward pass: none, attention's (selective), all (full)"
     )
+    transformer_engine: Literal["auto", "off"] = Field(
+        "auto", description="auto: Transformer Engine's layers where it is installed and device is cuda; off: PyTorch's"
+    )
 
 
 class Adapter(Section):

@@ -21,7 +21,7 @@ from bridge_mcore.config.schema import Config, Parallel
 from bridge_mcore.errors import BridgeError
 from bridge_mcore.platform.ranks import free_port, joined
 
-_GRACE_S = 60.0  # for the other ranks, once one has ended badly or a stop was asked for
+_GRACE_S = 15.0  # once a rank is lost the others wait for it in vain: what they can still say takes seconds
 
 
 def _die_with_parent() -> None:

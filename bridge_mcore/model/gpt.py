@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
@@ -21,9 +20,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from bridge_mcore.config.schema import Parallel
-from bridge_mcore.model.attention import CoreAttention, KVCache, RMSNorm
+from bridge_mcore.model.attention import CoreAttention, KVCache
 from bridge_mcore.model.families.base import ModelShape
 from bridge_mcore.model.hooks import run_pre_hooks
+from bridge_mcore.model.layers import layer_spec
 from bridge_mcore.model.logprobs import token_logprobs
 
 
@@ -193,8 +193,8 @@ def transformer_config(
         # neither average over micro-batches nor over data-parallel ranks.
         calculate_per_token_loss=True,
         deallocate_pipeline_outputs=True,
-        # On gloo batched sends with a virtual pipeline give wrong gradients, silently.
-        batch_p2p_comm=not cpu,
+        # Between two interleaved stages batched messages of both directions can be taken for one another, silently.
+        batch_p2p_comm=not cpu and parallel.virtual_pipeline == 1,
         **experts,
         **recomputations[recompute],
     )
@@ -232,14 +232,15 @@ def build_chunks(
     *,
     logprob_chunk: int = 1024,
     recompute: str = "none",
+    transformer_engine: bool = False,
 ) -> list[PolicyModel]:
     """This rank's part of a decoder, one model per virtual pipeline stage, with uninitialised weights.
 
-    Load them with `checkpoint.hf.load_theta`.
+    Load them with `checkpoint.hf.load_theta`. transformer_engine: build of its layers, see `model.layers`.
     """
     config = transformer_config(shape, parallel, dtype, device.type == "cpu", recompute)
     stages = range(parallel.virtual_pipeline) if parallel.virtual_pipeline > 1 else [None]
-    return [_build_chunk(shape, parallel, config, device, stage, logprob_chunk) for stage in stages]
+    return [_build_chunk(shape, parallel, config, device, stage, logprob_chunk, transformer_engine) for stage in stages]
 
 
 def _build_chunk(
@@ -249,20 +250,13 @@ def _build_chunk(
     device: torch.device,
     stage: int | None,
     logprob_chunk: int,
+    transformer_engine: bool,
 ) -> PolicyModel:
-    layer = get_gpt_layer_local_spec(
-        num_experts=shape.experts or None, moe_grouped_gemm=False, normalization="RMSNorm", qk_layernorm=shape.qk_norm
-    )
-    parts = layer.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
-    attention = parts.self_attention.submodules
-    attention.core_attention = CoreAttention
-    if shape.qk_norm:
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    layer, norm = layer_spec(shape, transformer_engine)
     layers = get_num_layers_to_build(config, vp_stage=stage)
     model = PolicyModel(
         config,
-        TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm),
+        TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm),
         vocab_size=shape.vocab_size + (-shape.vocab_size % parallel.tensor),
         max_sequence_length=shape.max_positions,
         pre_process=mpu.is_pipeline_first_stage(ignore_virtual=stage is None, vp_stage=stage),

@@ -5,6 +5,8 @@ The device is an explicit choice (`device: cpu | cuda`), never a guess: the CPU 
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import torch
 
 from bridge_mcore.errors import ConfigError
 from bridge_mcore.platform.quiet import quieten
+from bridge_mcore.platform.ranks import host_memory
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,31 @@ class Platform:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
+    def reset_peak(self) -> None:
+        """Free cached memory and let `memory_gib` begin anew, where the system can (Linux, and GPUs)."""
+        gc.collect()
+        if self.kind != "cpu":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+
+    def total_gib(self) -> float:
+        """Memory of this process's GPU, or of the machine on CPU, GiB."""
+        if self.kind != "cpu":
+            return torch.cuda.get_device_properties(self.device).total_memory / 2**30
+        return host_memory()
+
     def kernels(self) -> dict[str, bool]:
         """Optional fused-kernel packages that are importable; PyTorch's own kernels are used where they are not."""
         packages = {"transformer_engine": "transformer_engine", "apex": "apex", "flash_attn": "flash_attn"}
         return {name: importlib.util.find_spec(package) is not None for name, package in packages.items()}
+
+    @property
+    def has_transformer_engine(self) -> bool:
+        """Whether layers may be Transformer Engine's: it is installed, and there is an NVIDIA GPU to run them."""
+        return self.kind == "cuda" and self.kernels()["transformer_engine"]
 
     def describe(self) -> str:
         """One line for the start of a run: device, versions, and which fused kernels were found."""

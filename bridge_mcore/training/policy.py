@@ -158,6 +158,7 @@ def build_policy(
         platform.device,
         logprob_chunk=config.model.logprob_chunk_tokens,
         recompute=config.model.recompute,
+        transformer_engine=config.model.transformer_engine == "auto" and platform.has_transformer_engine,
     )
     hf.load_theta(chunks, source, family, shape)
     if lora is not None:
