@@ -140,34 +140,36 @@ class LoRA(nn.Module):
         """What the adapters add to the host's output. x: the host's input [s, b, in]."""
         run_pre_hooks(self.A)
         run_pre_hooks(self.B)
-        outputs: list[Tensor | None] = []
-        for p in self.fused:
-            if p not in self.A:
-                outputs.append(None)
-                continue
-            low = F.linear(x, self.A[p].to(x.dtype))
-            if self.row_parallel:
-                reduce = (
-                    reduce_scatter_to_sequence_parallel_region
-                    if self.sequence_parallel
-                    else reduce_from_tensor_model_parallel_region
-                )
-                low = reduce(low)
-            elif self.sequence_parallel:
-                # Gathering r features instead of the whole hidden state costs next to nothing.
-                low = gather_from_sequence_parallel_region(low, tensor_parallel_output_grad=True)
-            else:
-                low = copy_to_tensor_model_parallel_region(low)
-            outputs.append(F.linear(low, self.B[p].to(x.dtype)))
-        like = next(o for o in outputs if o is not None)
-        if len(outputs) == 1:
-            return like * self.scale
-        parts = [
-            (like.new_zeros(*like.shape[:-1], width) if o is None else o).unflatten(-1, (self.groups, -1))
-            for o, width in zip(outputs, self.widths, strict=True)
-        ]
+        if not self.row_parallel and len(self.projections) > 1:
+            # They share their input: one product and one collective for all of them.
+            low = F.linear(x, torch.cat([self.A[p] for p in self.projections]).to(x.dtype))
+        else:
+            low = F.linear(x, self.A[self.projections[0]].to(x.dtype))
+        low = self._collective(low)
+        if self.scale != 1.0:
+            low = low * self.scale  # r features a projection, far fewer than the output has
+        parts = low.chunk(len(self.projections), -1)
+        outputs = {p: F.linear(part, self.B[p].to(x.dtype)) for p, part in zip(self.projections, parts, strict=True)}
+        if len(self.fused) == 1:
+            return outputs[self.projections[0]]
         # For qkv: per key-value group [q…, k, v], as Megatron lays out linear_qkv. For fc1: [gate, up].
-        return torch.cat(parts, -1).flatten(-2) * self.scale
+        like = outputs[self.projections[0]]
+        full = []
+        for p, width in zip(self.fused, self.widths, strict=True):
+            out = outputs[p] if p in outputs else like.new_zeros(*like.shape[:-1], width)
+            full.append(out.unflatten(-1, (self.groups, -1)))
+        return torch.cat(full, -1).flatten(-2)
+
+    def _collective(self, low: Tensor) -> Tensor:
+        """A x in full on every tensor rank, or its part of the sequence after a row-parallel host."""
+        if self.row_parallel:
+            if self.sequence_parallel:
+                return reduce_scatter_to_sequence_parallel_region(low)
+            return reduce_from_tensor_model_parallel_region(low)
+        if self.sequence_parallel:
+            # Gathering r features instead of the whole hidden state costs next to nothing.
+            return gather_from_sequence_parallel_region(low, tensor_parallel_output_grad=True)
+        return copy_to_tensor_model_parallel_region(low)
 
 
 def _add_adapter(host: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]) -> object:

@@ -58,7 +58,7 @@ class Collector:
         generated = time.perf_counter()
         verdicts = self.judge.verify([prompts[i].problem.answer for i in mine for _ in range(n)], rollouts)
         judged = time.perf_counter()
-        rewards = torch.tensor([self.reward(v) for v in verdicts]).view(-1, n)
+        rewards = torch.tensor([self.reward(v) for v in verdicts]).view(len(mine), n)  # a share may be empty
         advantages = group_relative(rewards, self.config.objective.advantage_std).flatten().tolist()
         samples = {
             r.key: Sample(RL, (*r.prompt, *r.tokens), len(r.prompt), a, r.logprobs, params.temperature)
