@@ -37,6 +37,7 @@ class Layout:
     more: dict[str, Any] = field(default_factory=dict)
 
 
+OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 #: max_tokens 120 packs the case's ten sequences of 2 to 190 tokens into five micro-batches or more.
 TWO = (
     Layout("tp2", {"tensor": 2}, 120),
@@ -48,7 +49,7 @@ TWO = (
     Layout("cp2-selective", {"context": 2}, more={"recompute": "selective"}),
     Layout("dp2", {"data": 2, "distributed_optimizer": False}, 120),
     Layout("dp2-distopt", {"data": 2}, 120),
-    Layout("dp2-overlap", {"data": 2, "overlap_grad_reduce": True, "overlap_param_gather": True}, 120),
+    Layout("dp2-overlap", {"data": 2, **OVERLAP}, 120),
 )
 #: The families differ in biases, norms, tied embeddings and RoPE: nothing of that touches data parallelism.
 TWO_CASES = [
@@ -66,6 +67,22 @@ FOUR = (
     (
         "qwen3_moe",
         Layout("ep2-tp2-sp-dp2", {"tensor": 2, "sequence": True, "data": 2, "expert": 2}, 120, iterations=1),
+    ),
+)
+#: What else has to hold, in the slow mark.
+FOUR_SLOW = (
+    ("qwen2", Layout("pp4", {"pipeline": 4}, 120)),
+    ("qwen2", Layout("tp2-pp2-vpp2", {"tensor": 2, "pipeline": 2, "virtual_pipeline": 2}, 120)),
+    ("llama", Layout("cp2-pp2", {"context": 2, "pipeline": 2}, 120)),
+    ("qwen3", Layout("cp4", {"context": 4}, 120)),
+    ("qwen2_untied", Layout("cp2-pp2-vpp2", {"context": 2, "pipeline": 2, "virtual_pipeline": 2}, 120)),
+    ("qwen2", Layout("dp4-overlap", {"data": 4, **OVERLAP}, 120)),
+    ("llama", Layout("tp2-sp-cp2-overlap", {"tensor": 2, "sequence": True, "context": 2, **OVERLAP}, 120)),
+    ("qwen3", Layout("pp2-vpp2-dp2-overlap", {"pipeline": 2, "virtual_pipeline": 2, "data": 2, **OVERLAP}, 120)),
+    ("qwen3_moe", Layout("ep4-dp4", {"data": 4, "expert": 4}, 120, iterations=1)),
+    (
+        "qwen3_moe",
+        Layout("ep2-pp2-vpp2-dp2", {"pipeline": 2, "virtual_pipeline": 2, "data": 2, "expert": 2}, 120, iterations=1),
     ),
 )
 
@@ -118,6 +135,12 @@ def four(tmp_path_factory):
     return root, run_matrix(root, 4, list(FOUR), fresh_seed())
 
 
+@pytest.fixture(scope="module")
+def four_slow(tmp_path_factory):
+    root = tmp_path_factory.mktemp("four_slow")
+    return root, run_matrix(root, 4, list(FOUR_SLOW), fresh_seed())
+
+
 def check(root: Path, name: str, want: Result) -> None:
     out = root / "out" / name
     for group, directory, after in (
@@ -148,4 +171,11 @@ def test_two_processes_compute_the_same_update(two, family, layout):
 @pytest.mark.parametrize(("family", "layout"), FOUR, ids=lambda x: x if isinstance(x, str) else x.name)
 def test_four_processes_compute_the_same_update(four, family, layout):
     root, wanted = four
+    check(root, f"{family}-{layout.name}", wanted[family])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "layout"), FOUR_SLOW, ids=lambda x: x if isinstance(x, str) else x.name)
+def test_other_products_compute_the_same_update(four_slow, family, layout):
+    root, wanted = four_slow
     check(root, f"{family}-{layout.name}", wanted[family])
