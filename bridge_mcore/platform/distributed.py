@@ -110,5 +110,16 @@ def layout_groups(parallel: Parallel, seed: int) -> Iterator[Layout]:
             context=parallel.context,
             context_rank=mpu.get_context_parallel_rank(),
         )
+        dist.barrier()  # nobody closes a connection that another rank still reads from
     finally:
         mpu.destroy_model_parallel()
+        _destroy_subgroups()
+
+
+def _destroy_subgroups() -> None:
+    """End every process group but the world's. Megatron only forgets its own, and each keeps threads and sockets."""
+    from torch.distributed import distributed_c10d
+
+    for group in list(distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
