@@ -77,8 +77,7 @@ class GroupedOptimizer:
     ) -> None:
         self.chunks = list(chunks)
         self.options = options
-        #: in fp32 the live weights are the masters
-        self.in_place = dtype == torch.float32
+        self.in_place = dtype == torch.float32  # the live weights are the masters
         self.sharded = bool(chunks[0].ddp_config.use_distributed_optimizer)
         self.overlapped = self.sharded and bool(chunks[0].ddp_config.overlap_param_gather)
         no_decay = ParamPredicate("one-dimensional", lambda p: p.dim() < 2)
@@ -104,13 +103,14 @@ class GroupedOptimizer:
         for part in self.parts:
             for group in part.param_groups:
                 group["weight_decay"] = options.weight_decay * group["wd_mult"]
-        #: masters by group, in the optimizer's order
-        self.pairs: dict[str, list[Master]] = {BASE: [], ADAPTER: []}
+        self.pairs: dict[str, list[Master]] = {BASE: [], ADAPTER: []}  # in the optimizer's order
         for index, part in enumerate(self.parts):
             located = _locate(part, self.chunks)
             for group in part.param_groups:
                 name = group.get("bridge_group", BASE)
                 self.pairs[name] += [Master(p, *located[p], index) for p in group["params"]]
+        if self.overlapped:  # else the first forward would gather, and generation may give only some ranks one
+            self.sync_live()
 
     def set_rates(self, alpha: float, beta: float) -> None:
         """Learning rates of the next steps: α of θ and θ̂, β of w."""
@@ -178,18 +178,17 @@ class GroupedOptimizer:
             every = part.optimizer.param_groups
             try:
                 for group in (g for g in every if g.get("bridge_group", BASE) == name):
-                    params, began = group["params"], group.get("step")
-                    part.optimizer.param_groups = [group]
-                    for few in _portions(params):
-                        # A copy of few masters at a time tells how far they went, at no second copy of all.
+                    stepped = group
+                    for few in _portions(group["params"]):
+                        # Few masters at a time, because the copy tells how far they went; in a group of their own,
+                        # because apex and TE count a group's steps, and each portion is to start from the same count.
                         before = [p.detach().clone() for p in few]
-                        group["params"] = few
-                        if began is not None:  # apex and TE count steps per group
-                            group["step"] = began
+                        stepped = {**group, "params": few}
+                        part.optimizer.param_groups = [stepped]
                         part.optimizer.step()
                         torch._foreach_sub_(before, few)
                         squares += _squares([by_value[p] for p in few], before)
-                    group["params"] = params
+                    group.update({k: stepped[k] for k in ("step",) if k in stepped})
             finally:
                 part.optimizer.param_groups = every
         return Stepped(norm, self._norm(squares))
@@ -211,13 +210,14 @@ class GroupedOptimizer:
                 squares += _squares([m], [change])
         return Stepped(norm, self._norm(squares))
 
-    def publish(self) -> None:
-        """Make the live weights of all data-parallel ranks those of the masters."""
+    def publish(self, gather: bool = True) -> None:
+        """Make the live weights of all data-parallel ranks those of the masters; without `gather`, only own shards."""
         self.settle()
         for part in self.parts:
             if hasattr(part, "_copy_main_params_to_model_params") and not part.is_stub_optimizer:
                 part._copy_main_params_to_model_params()
-        self.sync_live()
+        if gather:
+            self.sync_live()
 
     def sync_live(self) -> None:
         """Gather the live weights from the shards that their owners hold; overlapped, the first use waits for them."""

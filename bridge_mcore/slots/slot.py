@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -63,10 +63,8 @@ class Slot:
     def _exchange_tensor(self, m: Master, value: Tensor) -> Tensor:
         """Put `value` into the master and return what it held, for this slot to keep."""
         if self.offload or (self.optimizer.in_place and m.start is not None):
-            # Contents change places: host memory has another address, and a shard of the live buffer must stay in it.
-            arriving = value.to(m.value.device, non_blocking=True) if self.offload else value.clone()
-            value.copy_(m.value, non_blocking=True)
-            m.value.copy_(arriving)
+            # Host memory has another address, and a shard of the live buffer must stay in it.
+            _exchange_contents(m.value, value)
             return value
         kept, m.value.data = m.value.data, value
         return kept
@@ -78,15 +76,22 @@ class Slot:
         if not self.offload:
             state.update(mine)
             return theirs
-        kept = {}
-        for key, tensor in theirs.items():  # 0-d step counters are the host's already
-            kept[key] = self._kept(tensor) if torch.is_tensor(tensor) and tensor.dim() else tensor
-        for key, tensor in mine.items():
-            state[key] = tensor.to(m.value.device) if torch.is_tensor(tensor) and tensor.dim() else tensor
+        kept: dict[str, Any] = {}
+        for key, there in theirs.items():
+            here = mine.get(key)
+            if _is_moment(there) and _is_moment(here):  # both have stepped: no memory changes hands
+                _exchange_contents(there, here)
+                state[key], kept[key] = there, here
+            else:  # step counters are the host's already
+                kept[key] = self._kept(there) if _is_moment(there) else there
+        for key, here in mine.items():
+            if key not in state:
+                state[key] = here.to(m.value.device, copy=True) if _is_moment(here) else here
         return kept
 
     @torch.no_grad()
     def _exchange(self) -> None:
+        """Let this slot and θ change places, in the masters and moments of this rank; `publish` makes it live."""
         optimizer = self.optimizer
         optimizer.settle()
         for i, m in enumerate(self.masters):
@@ -95,21 +100,30 @@ class Slot:
                 self.states[i] = self._exchange_state(m, self.states[i])
         if self.moments:
             for index, group in enumerate(optimizer.groups((BASE,))):
-                if "step" in group:
+                if "step" in group or index in self.group_steps:
                     mine = self.group_steps.get(index, 0)
-                    self.group_steps[index], group["step"] = group["step"], mine
+                    self.group_steps[index], group["step"] = group.get("step", 0), mine
         if self.offload:
             self.platform.synchronize()  # what went to the host may be read there now
-        optimizer.publish()
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside: the live base parameters (and their optimizer state) are this slot's."""
+        """Inside: the live base parameters (and their optimizer state) are this slot's. Collective.
+
+        An exception may be this rank's alone, so θ is put back without the other ranks: its masters and moments, and
+        what this rank can make live of them, which with sharded masters is its own part. Who goes on after it calls
+        the optimizer's `publish` on every rank.
+        """
         self._exchange()
+        self.optimizer.publish()
         try:
             yield
-        finally:
+        except BaseException:
             self._exchange()
+            self.optimizer.publish(gather=False)
+            raise
+        self._exchange()
+        self.optimizer.publish()
 
     def nbytes(self) -> int:
         """Bytes this slot keeps on this rank while it is not swapped in."""
@@ -133,7 +147,7 @@ class WeightsSlot(Slot):
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside: the live base parameters are this slot's. Nothing may be stepped."""
+        """Inside: the live base parameters are this slot's; nothing may be stepped. Else as `Slot.swapped`."""
         if self.optimizer.in_place:
             with super().swapped():
                 yield
@@ -145,6 +159,22 @@ class WeightsSlot(Slot):
         self.optimizer.sync_live()
         try:
             yield
-        finally:
-            self.optimizer.settle()
-            self.optimizer.publish()
+        except BaseException:
+            self.optimizer.publish(gather=False)
+            raise
+        self.optimizer.publish()
+
+
+def _is_moment(value: object) -> TypeGuard[Tensor]:
+    """Whether an entry of an optimizer's state is a tensor like the parameter, and no step count."""
+    return torch.is_tensor(value) and value.dim() > 0
+
+
+def _exchange_contents(a: Tensor, b: Tensor) -> None:
+    """Let two tensors, maybe of two devices, change contents. Takes one more tensor of this size on `a`'s device.
+
+    Queued on one stream: who reads on the host waits for it.
+    """
+    arriving = b.to(a.device, non_blocking=True, copy=True)  # on one device too it must be a copy
+    b.copy_(a, non_blocking=True)
+    a.copy_(arriving)

@@ -13,7 +13,7 @@ from tests.reference.algorithm2 import run_reference
 from tests.reference.cases import make_case
 
 OURS = [sys.executable, "-m", "bridge_mcore"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.mark.parametrize(
