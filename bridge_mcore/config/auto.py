@@ -158,6 +158,16 @@ def _layouts(sizes: Sizes, world: int, per_node: int, max_length: int | None) ->
             )
 
 
+def needed_gib(layout: Parallel, sizes: Sizes, dtype: str) -> float:
+    """GiB that weights, gradients, θ, θ̂ and the reference policy take in the fullest process of a layout."""
+    parameters = sizes.parameters()
+    assert parameters is not None
+    if not layout.distributed_optimizer:  # then every replica keeps everything
+        layout = layout.model_copy(update={"data": 1, "context": 1})
+    costs = BYTES[dtype]
+    return _gib(layout, parameters, costs.weight + costs.gradient, costs.theta + costs.auxiliary + costs.reference)
+
+
 def _gib(layout: Parallel, parameters: Parameters, whole: int, state: int) -> float:
     """GiB of the fullest process: `whole` bytes for each parameter it holds, and its shard of `state`."""
     stages = layout.pipeline

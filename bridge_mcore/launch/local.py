@@ -20,6 +20,8 @@ from bridge_mcore.config.replay import ReplayOptions
 from bridge_mcore.config.schema import Config, Parallel
 from bridge_mcore.errors import BridgeError
 from bridge_mcore.platform.ranks import free_port, joined
+from bridge_mcore.selftest.options import SelftestOptions
+from bridge_mcore.selftest.results import is_finished, read_lost, show_lost
 
 _GRACE_S = 15.0  # once a rank is lost the others wait for it in vain: what they can still say takes seconds
 
@@ -139,4 +141,34 @@ def replay_arguments(options: ReplayOptions) -> list[str]:
         arguments += [f"--{name}", str(size or 1)]
     arguments += ["--sp" if p.sequence else "--no-sp"]
     arguments += ["--dist-opt" if p.distributed_optimizer else "--no-dist-opt"]
+    return arguments
+
+
+def run_selftest(options: SelftestOptions) -> None:
+    """`bridge-mcore selftest` with checked options. Ends with exit code 1 if a row failed.
+
+    A rank that hangs ends itself and leaves word; what it and the others said becomes a row here.
+    """
+    if joined() or options.processes == 1:
+        from bridge_mcore.selftest.run import run_ranks
+
+        run_ranks(options)
+        return
+    with tempfile.TemporaryDirectory(prefix="bridge-selftest-", dir=options.directory) as directory:
+        scratch = Path(directory)
+        try:
+            launch(options.processes, selftest_arguments(options, scratch), threads=1)
+        except BridgeError as error:
+            if not is_finished(scratch):
+                show_lost(read_lost(scratch, str(error), options.processes), options.json)
+            raise SystemExit(1) from None
+
+
+def selftest_arguments(options: SelftestOptions, scratch: Path) -> list[str]:
+    """The command line that gives a rank the same options, and where to leave word."""
+    arguments = ["selftest", "--model-shape", options.model_shape, "--limit", str(options.limit)]
+    arguments += [f"--{'gpus' if options.device == 'cuda' else 'processes'}", str(options.processes)]
+    arguments += ["--dtype", ",".join(options.dtypes), "--scratch", str(scratch)]
+    arguments += ["--only", ",".join(options.only)] if options.only else []
+    arguments += ["--json", str(options.json)] if options.json is not None else []
     return arguments

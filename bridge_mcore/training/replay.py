@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from bridge_mcore.config import schema
 from bridge_mcore.config.replay import ReplayOptions, ReplaySettings, read_batch, read_settings
 from bridge_mcore.data.sample import RL, Sample
 from bridge_mcore.errors import DataError
-from bridge_mcore.methods.base import THETA, THETA_HAT
+from bridge_mcore.methods.base import THETA, THETA_HAT, Pass
 from bridge_mcore.methods.bridge import Bridge
 from bridge_mcore.platform.device import Platform, setup_device
 from bridge_mcore.platform.distributed import process_groups
@@ -68,6 +69,22 @@ def replay(options: ReplayOptions) -> None:
             print(f"updated θ, θ̂ and w: {options.target}")
 
 
+@dataclass(frozen=True)
+class Case:
+    """A case's model in the current layout, with all that its update takes."""
+
+    policy: Policy
+    updater: Updater
+    passes: list[Pass]
+    samples: list[Sample]
+    alpha: float
+    beta: float
+
+    def update(self) -> dict[str, float]:
+        """One BRIDGE iteration on the batch; its metrics."""
+        return self.updater.update(self.passes, self.samples, self.alpha, self.beta)
+
+
 def run_case(
     options: ReplayOptions, platform: Platform, iterations: int = 1, config: schema.Config | None = None
 ) -> tuple[Policy, list[dict[str, float]]]:
@@ -75,6 +92,12 @@ def run_case(
 
     Returns the policy and the metrics of each update. `config` replaces what the case's settings stand for.
     """
+    case = open_case(options, platform, config)
+    return case.policy, [case.update() for _ in range(iterations)]
+
+
+def open_case(options: ReplayOptions, platform: Platform, config: schema.Config | None = None) -> Case:
+    """Build the case's model in the current layout. `config` replaces what the case's settings stand for."""
     settings = read_settings(options.source / "settings.yaml")
     batch = read_batch(options.source / "batch.jsonl")
     config = config or replay_config(settings, options)
@@ -108,7 +131,7 @@ def run_case(
     if settings.lam == 0 and not any(s.kind == RL for s in batch):
         passes = [p for p in passes if p.slot == THETA]  # nothing that θ̂ could learn from
     beta = config.optimizer.beta or config.optimizer.alpha
-    return policy, [updater.update(passes, samples, config.optimizer.alpha, beta) for _ in range(iterations)]
+    return Case(policy, updater, passes, samples, config.optimizer.alpha, beta)
 
 
 def _number(value: float) -> float | None:

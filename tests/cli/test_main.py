@@ -20,7 +20,7 @@ from bridge_mcore.rollout.options import GenerateOptions
 from tests.config.files import make_adapter, make_case, make_model, write
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "eval", "generate", "replay", "report", "verify", "keys")
+COMMANDS = ("train", "eval", "generate", "replay", "report", "selftest", "verify", "keys")
 GOOD = "model: {generated: {}}\nrollout: {max_new_tokens: 24}\ndata: {rl: {task: running_sums}, template: plain}\n"
 
 
@@ -67,7 +67,7 @@ class TestHelp:
         assert result.exit_code == 0
         assert result.output.startswith("Usage: ") and "--help" in result.output
 
-    @pytest.mark.parametrize("command", ["train", "eval", "generate", "replay", "keys"])
+    @pytest.mark.parametrize("command", ["train", "eval", "generate", "replay", "selftest", "keys"])
     def test_an_example_line(self, command: str) -> None:
         assert f"  bridge-mcore {command}" in CliRunner().invoke(app, [command, "-h"]).output
 

@@ -24,7 +24,11 @@ def test_transformer_engines_layers_take_the_places_of_ours(world, tmp_path, mon
     from bridge_mcore.model.lora import LoRAShape, attach_lora
 
     stand_in = types.ModuleType("transformer_engine")
-    names = {"TEColumnParallelLinear": ColumnParallelLinear, "TERowParallelLinear": RowParallelLinear, "TENorm": RMSNorm}
+    names = {
+        "TEColumnParallelLinear": ColumnParallelLinear,
+        "TERowParallelLinear": RowParallelLinear,
+        "TENorm": RMSNorm,
+    }
     for name, ours in names.items():
         setattr(stand_in, name, type(name, (ours,), {}))
     stand_in.TEFusedMLP = type("TEFusedMLP", (), {})  # Megatron asks what an MLP is by it

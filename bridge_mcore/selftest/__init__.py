@@ -1,0 +1,1 @@
+"""`bridge-mcore selftest`: whether every layout computes the same update on this machine, before any real run."""
