@@ -11,6 +11,8 @@ class BridgeError(Exception):
     """Something a user can mend. ``str(error)`` is the whole message."""
 
     exit_code = 1
+    #: another rank of the run prints the same message
+    said = False
 
 
 class ConfigError(BridgeError):

@@ -211,18 +211,24 @@ def write_hf(
         size = count = 0
         weight_map: dict[str, str] = {}
         total = 0
+        failure: Exception | None = None
 
         def flush() -> None:
-            nonlocal size, count
-            if pending and writer:
+            nonlocal size, count, failure
+            if pending and writer and failure is None:
                 name = f"model-{stage + 1:03d}-of-{stages:03d}-{count:05d}.safetensors"
-                save_file(pending, directory / name, metadata={"format": "pt"})
+                try:
+                    save_file(pending, directory / name, metadata={"format": "pt"})
+                except (
+                    Exception
+                ) as error:  # peers still gather tensors with this rank: it says so when they are through
+                    failure = error
                 weight_map.update(dict.fromkeys(pending, name))
             pending.clear()
             size, count = 0, count + 1
 
         for name, tensor in tensors:
-            if not writer:
+            if not writer or failure is not None:
                 continue
             tensor = (tensor if dtype is None else tensor.to(dtype)).contiguous().clone()
             if size + tensor.nbytes > _SHARD_BYTES:
@@ -233,6 +239,8 @@ def write_hf(
         flush()
         maps: list[tuple[dict[str, str], int]] = [({}, 0)] * dist.get_world_size()
         dist.all_gather_object(maps, (weight_map, total))
+        if failure is not None:
+            raise failure
         if dist.get_rank() == 0:
             merged = {k: v for m, _ in maps for k, v in m.items()}
             if len(set(merged.values())) == 1:

@@ -188,13 +188,18 @@ def save_state(directory: Path, policy: Policy, step: int, extra: dict[str, Any]
 
 
 def load_state(
-    directory: Path, policy: Policy, layout: dict[str, Any], remarks: list[str] | None = None
+    directory: Path,
+    policy: Policy,
+    layout: dict[str, Any],
+    remarks: list[str] | None = None,
+    verified: bool = False,
 ) -> tuple[int, dict[str, Any]]:
     """Restore everything that a save wrote, on this layout or another. Returns (step, extra). Collective.
 
     Args:
         layout: this run's; `method` and `optimizer` must be those of the checkpoint, sizes may differ.
         remarks: lines for the user are appended to it.
+        verified: the checksums have been looked at already.
     Raises:
         CheckpointError: on every rank, for a file that is missing or corrupt, another method, optimizer, model or set
             of slots, and any tensor that is missing or left over: moments are never dropped.
@@ -205,7 +210,8 @@ def load_state(
     try:
         manifest = read_manifest(directory)
         _check_fixed(directory, manifest["layout"], layout)
-        verify_files(directory, manifest, dist.get_rank(), dist.get_world_size())
+        if not verified:
+            verify_files(directory, manifest, dist.get_rank(), dist.get_world_size())
     except CheckpointError as error:
         failure = error
     _agree(failure)

@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BridgeError as error:
         if os.environ.get("BRIDGE_MCORE_DEBUG", "") not in ("", "0"):
             traceback.print_exc()
-        _say(f"error: {error}")
+        if not error.said:
+            _say(f"error: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:  # typer itself ends with 130 where it sees one first
         sys.exit(130)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from bridge_mcore.config.load import dump_config
@@ -35,7 +36,8 @@ def _die_with_parent() -> None:
 def launch(count: int, arguments: list[str], threads: int) -> None:
     """Start `count` ranks of ``python -m bridge_mcore.launch.worker ARGUMENTS`` and wait for them.
 
-    SIGTERM and Ctrl-C are passed on, so that ranks can write a checkpoint. When one rank fails the others are ended.
+    SIGTERM and Ctrl-C are passed on, so that ranks can write a checkpoint; a second one ends them within seconds, also
+    where they wait for each other in vain. When one rank fails the others are ended.
     Raises BridgeError with the first failing rank's exit code.
     """
     environment = {
@@ -55,30 +57,39 @@ def launch(count: int, arguments: list[str], threads: int) -> None:
         )
         for r in range(count)
     ]
-    stopping = False
+    stop = _Stop()
 
     def forward(signum: int, _frame: object) -> None:
-        nonlocal stopping
-        stopping = True
+        stop.asked += 1
+        if stop.asked == 2:
+            stop.deadline = time.monotonic() + _GRACE_S
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(signum)
 
     previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        failed = _wait(ranks)
+        failed = _wait(ranks, stop)
     finally:
         for s, handler in previous.items():
             signal.signal(s, handler)
     if failed is not None:
         index, code = failed
         reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        if code in (2, 3) or stopping:  # the rank has said why
+        if code in (2, 3) or stop.asked:  # the rank has said why
             raise SystemExit(code if code > 0 else 128 - code)
         raise BridgeError(f"rank {index} of {count} {reason}; the other ranks were ended")
 
 
-def _wait(ranks: list[subprocess.Popen]) -> tuple[int, int] | None:
+@dataclass
+class _Stop:
+    """What the user has asked for: the number of signals, and when (time.monotonic) ranks that still run are killed."""
+
+    asked: int = 0
+    deadline: float = float("inf")
+
+
+def _wait(ranks: list[subprocess.Popen], stop: _Stop) -> tuple[int, int] | None:
     """(rank, exit code) of the first rank that failed, after all have ended; None if none did."""
     failed: tuple[int, int] | None = None
     deadline = float("inf")
@@ -87,10 +98,13 @@ def _wait(ranks: list[subprocess.Popen]) -> tuple[int, int] | None:
             code = rank.poll()
             if failed is None and code not in (None, 0):
                 failed, deadline = (index, code), time.monotonic() + _GRACE_S
+                if stop.asked:  # it has ended as it was told, and the others are about to: no second signal
+                    deadline += _GRACE_S
+                    continue
                 for other in ranks:
                     if other.poll() is None:
                         other.terminate()
-        if time.monotonic() > deadline:
+        if time.monotonic() > min(deadline, stop.deadline):
             for rank in ranks:
                 if rank.poll() is None:
                     rank.kill()

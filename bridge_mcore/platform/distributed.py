@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from bridge_mcore.config.parallel import world_problems
 from bridge_mcore.config.schema import Parallel
-from bridge_mcore.errors import ConfigError
+from bridge_mcore.errors import BridgeError, ConfigError
 from bridge_mcore.platform.device import Platform
 from bridge_mcore.platform.ranks import joined
 
@@ -75,8 +76,22 @@ def joined_world(platform: Platform, timeout_s: float = 600.0, alone: bool = Fal
     dist.init_process_group(platform.backend, timeout=timedelta(seconds=timeout_s), device_id=device, **how)
     try:
         yield
+    except BridgeError as error:
+        error.said = not single and _is_said(str(error))
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _is_said(message: str) -> bool:
+    """Whether another rank has failed with this message already: what all of them find is to be read once."""
+    from torch.distributed import distributed_c10d
+
+    try:
+        key = "said/" + hashlib.sha256(message.encode()).hexdigest()
+        return distributed_c10d._get_default_store().add(key, 1) > 1
+    except Exception:  # whoever kept the store has gone: rather twice than never
+        return False
 
 
 @contextmanager

@@ -42,7 +42,9 @@ def train(config: Config) -> None:
             step = 0
             course = Course(directory, started)
             if resume_from is not None:
-                step, state = load_state(resume_from, session.policy, identity(session), remarks)
+                step, state = load_state(
+                    resume_from, session.policy, identity(session), remarks, verified=config.run.resume == "auto"
+                )
                 session.restore_position(state["position"])
                 course.restore(state["course"])
             if layout.is_main:
@@ -91,6 +93,7 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest, wr
             except TrainingError as error:
                 case = cases / f"failed_step_{step + 1:08d}"
                 save_case(case, session.policy, samples, config, lam, *rates, stepped=session.updater.stepped)
+                writer.finish()  # all ranks are here: what was being written is not lost
                 again = f", and run it again with bridge-mcore replay {case} OUT" if session.policy.lora else ""
                 raise TrainingError(
                     f"step {step + 1}: {error}\nthe step is saved: look at {case}/batch.jsonl{again}"

@@ -117,10 +117,15 @@ class Policy:
     def export_adapter(self, directory: Path, base: str) -> None:
         """Write w as a PEFT adapter of all pipeline stages' layers; `base` is the base model it names. Collective."""
         assert self.lora is not None
-        parts: list[dict[str, Tensor]] = [{}] * dist.get_world_size()
-        dist.all_gather_object(parts, self.adapter_tensors())
+        mine = self.adapter_tensors()
+        # One rank of each pipeline stage speaks for the others, which hold the same.
+        speaks = (
+            mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_data_parallel_rank(with_context_parallel=True) == 0
+        )
+        parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(mine if speaks else {}, parts)
         if dist.get_rank() == 0:
-            peft.write_adapter(directory, {k: v for part in parts for k, v in part.items()}, self.lora, base)
+            peft.write_adapter(directory, {k: v for part in parts or [] for k, v in part.items()}, self.lora, base)
 
 
 def build_policy(
@@ -214,7 +219,7 @@ class WholeMasters(Mapping[str, Tensor]):
         live = self.named[name]
         master, value = self.by_live.get(id(live), (None, None))
         if master is not None and value is not None and master.start is None:
-            return value
+            return value.to(live.device)  # an offloaded slot's is in host memory
         whole = torch.zeros(live.shape, dtype=torch.float32, device=live.device)
         if master is not None and value is not None:
             master.of(whole).copy_(value)

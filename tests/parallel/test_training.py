@@ -41,12 +41,15 @@ def test_every_layout_goes_on_where_another_stopped(whole, tmp_path):
     """
     directory = tmp_path / "run"
     path = config_for(directory, tmp_path, **FOUR_LAYERS)
+    overlap = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
+    offload = ("slots.theta_hat.offload=pinned_cpu", "slots.reference.offload=pinned_cpu")
     layouts = (
-        ("parallel.data=2",),
-        ("parallel.pipeline=2", "parallel.virtual_pipeline=2"),
+        # One problem for two replicas: one of them has nothing to generate.
+        ("parallel.data=2", *overlap, "evaluation.before=true", "data.evaluation.0.size=1"),
+        ("parallel.pipeline=2", "parallel.virtual_pipeline=2", *offload),
         ("parallel.tensor=2", "parallel.sequence=true"),
-        ("parallel.context=2",),
-        (),
+        ("parallel.context=2", *offload),
+        offload,
     )
     for steps, layout in enumerate(layouts, 1):
         out = run(path, *QUIET, f"training.steps={steps}", "run.resume=auto", *layout)
@@ -55,6 +58,8 @@ def test_every_layout_goes_on_where_another_stopped(whole, tmp_path):
     ours, theirs = (load_file(d / "export" / "model.safetensors") for d in (directory, whole))
     assert ours.keys() == theirs.keys()
     assert all((ours[k] - theirs[k]).abs().max() < 1e-3 for k in theirs)  # five AdamW steps of up to 3e-3 each
+    out = run(path, *QUIET, "run.resume=auto", "parallel.data=2", "optimizer.name=sgd", code=2)
+    assert out.count("error:") == 1  # both ranks find it, one says it
 
 
 def test_one_rank_of_four_is_killed_and_the_resumed_run_is_exact(tmp_path, seed):
