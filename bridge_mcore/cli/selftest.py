@@ -75,7 +75,8 @@ def selftest(
       torchrun --nnodes 2 --nproc-per-node 8 … -m bridge_mcore selftest --gpus 8 --directory /shared
     """
     from bridge_mcore.platform.ranks import joined_world
-    from bridge_mcore.selftest.options import SelftestOptions, check_selftest
+    from bridge_mcore.selftest.options import SelftestOptions
+    from bridge_mcore.selftest.validate import check_selftest
 
     if gpus is not None and processes is not None:
         raise ConfigError("--gpus and --processes: give one; --gpus N starts N processes")

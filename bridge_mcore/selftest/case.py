@@ -29,7 +29,7 @@ from bridge_mcore.model.families import find_family
 from bridge_mcore.model.families.base import ModelShape
 from bridge_mcore.model.lora import HF_PATHS, LoRAShape, expand_targets, projection_sizes
 from bridge_mcore.platform.device import Platform
-from bridge_mcore.selftest.options import TestModel
+from bridge_mcore.selftest.models import TestModel
 from bridge_mcore.training.passes import PassRunner
 from bridge_mcore.training.policy import build_policy
 

@@ -42,7 +42,7 @@ from bridge_mcore.selftest.compare import (
     with_moments,
 )
 from bridge_mcore.selftest.layouts import TestLayout
-from bridge_mcore.selftest.options import TestModel
+from bridge_mcore.selftest.models import TestModel
 from bridge_mcore.selftest.results import SKIPPED, Row
 from bridge_mcore.training.policy import REFERENCE, Policy
 from bridge_mcore.training.replay import Case, open_case, replay_config

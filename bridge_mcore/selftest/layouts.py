@@ -8,7 +8,8 @@ from typing import Any
 
 from bridge_mcore.config.parallel import model_size, parallel_problems, world_problems
 from bridge_mcore.config.schema import Parallel
-from bridge_mcore.selftest.options import MODELS, SelftestOptions, TestModel
+from bridge_mcore.selftest.models import MODELS, TestModel
+from bridge_mcore.selftest.options import SelftestOptions
 
 _LARGEST = 8  # of one dimension, but data parallelism
 COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "send_recv", "all_to_all")

@@ -34,7 +34,8 @@ from bridge_mcore.selftest.layouts import (
     pair_name,
     sharded_layout,
 )
-from bridge_mcore.selftest.options import MODELS, SelftestOptions, TestModel
+from bridge_mcore.selftest.models import MODELS, TestModel
+from bridge_mcore.selftest.options import SelftestOptions
 from bridge_mcore.selftest.results import SKIPPED, Row
 from bridge_mcore.selftest.rows import RowRunner
 

@@ -18,8 +18,10 @@ from bridge_mcore.launch.local import selftest_arguments
 from bridge_mcore.platform.ranks import free_port
 from bridge_mcore.selftest.compare import Comparison, Reference, judge, metric_difference
 from bridge_mcore.selftest.layouts import all_layouts, checkpoint_pairs
-from bridge_mcore.selftest.options import MODELS, SHAPES, SelftestOptions, check_selftest
+from bridge_mcore.selftest.models import MODELS
+from bridge_mcore.selftest.options import SHAPES, SelftestOptions
 from bridge_mcore.selftest.results import Results, Row, ranks_text, read_lost
+from bridge_mcore.selftest.validate import check_selftest
 
 ROOT = Path(__file__).resolve().parents[2]
 
