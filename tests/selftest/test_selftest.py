@@ -208,7 +208,7 @@ def test_options_reach_the_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     seen: list[SelftestOptions] = []
     monkeypatch.setattr("bridge_mcore.launch.local.run_selftest", seen.append)
-    monkeypatch.setattr("bridge_mcore.selftest.options.gpu_memories", lambda: [80] * 8)
+    monkeypatch.setattr("bridge_mcore.selftest.validate.gpu_memories", lambda: [80] * 8)
     options = SelftestOptions(
         "cuda", 4, "3b", ("bfloat16",), ("tp2-pp2", "slots"), tmp_path / "o.json", 7.0, None, tmp_path
     )
@@ -227,7 +227,7 @@ def test_options_reach_the_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ],
 )
 def test_bad_options(monkeypatch: pytest.MonkeyPatch, options: SelftestOptions, message: str) -> None:
-    monkeypatch.setattr("bridge_mcore.selftest.options.gpu_memories", lambda: [80] * 8)
+    monkeypatch.setattr("bridge_mcore.selftest.validate.gpu_memories", lambda: [80] * 8)
     with pytest.raises(ConfigError) as error:
         check_selftest(options)
     assert message in str(error.value)
