@@ -186,7 +186,7 @@ def test_fast_path_agrees_with_math_verify_on_rationals(seed: int) -> None:
         value = Fraction(rng.randrange(-5000, 5000), rng.choice([1, 1, 2, 3, 4, 5, 7, 8, 20]))
         other = value if rng.random() < 0.5 else value + rng.choice([-1, 1]) * Fraction(1, rng.choice([1, 2, 5, 7]))
         pairs.append((random_spelling(rng, value), random_spelling(rng, other)))
-    pool = Pool("bridge_mcore.rewards.equivalence:equivalent", workers=1)
+    pool = Pool("bridge_mcore.rewards.equivalence:equivalent", workers=1, wall_seconds=600)
     outcomes = pool.map([[clean(gold), clean(answer)] for gold, answer in pairs])
     pool.close()
     for (gold, answer), outcome in zip(pairs, outcomes, strict=True):
