@@ -194,7 +194,10 @@ class Pool:
                     retried.add(worker.job)
                     waiting.appendleft((worker.job, worker.frame))
                     worker.job = None
-                self._bury(worker, outcomes)
+                job, frame = worker.job, worker.frame
+                if self._bury(worker, outcomes, job not in retried) and job is not None:
+                    retried.add(job)
+                    waiting.appendleft((job, frame))
             elif time.monotonic() >= worker.deadline:
                 self._overdue(worker, outcomes)
 
@@ -218,12 +221,17 @@ class Pool:
         if message["retire"]:
             self._drop([worker])
 
-    def _bury(self, worker: WorkerProcess, outcomes: dict[int, Outcome]) -> None:
+    def _bury(self, worker: WorkerProcess, outcomes: dict[int, Outcome], may_repeat: bool) -> bool:
+        """Take account of a dead worker. True if its job is to be given to another."""
         self._workers.remove(worker)
         status, said = worker.end()
         if not worker.ready:
             self._start_failed(f"it ended with {_describe(status)}" + (f":\n{said[-2000:]}" if said else ""))
         elif worker.job is not None:
+            if status == -signal.SIGIO and may_repeat:
+                # SIGIO says that this process had died. It has not: where cores are scarce the kernel can announce the
+                # request itself so late that the worker, which has read it by then, is already watching the pipe.
+                return True
             if status == -signal.SIGPROF:
                 outcome = Outcome("timeout", reason=f"it took more than {self.limits['cpu_seconds']:g} s of CPU time")
             elif status == -signal.SIGALRM:
@@ -231,6 +239,7 @@ class Pool:
             else:
                 outcome = Outcome("crashed", reason=f"its worker process ended with {_describe(status)}")
             outcomes[worker.job] = outcome
+        return False
 
     def _overdue(self, worker: WorkerProcess, outcomes: dict[int, Outcome]) -> None:
         self._drop([worker])

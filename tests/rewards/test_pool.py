@@ -44,7 +44,7 @@ def test_results_come_in_the_order_of_the_jobs(pool: Pool, seed: int) -> None:
     values = [rng.random() for _ in range(300)]
     jobs = [["echo", value] if rng.random() < 0.9 else ["sleep", 0.01] for value in values]
     for job, outcome in zip(jobs, pool.map(jobs), strict=True):
-        assert outcome.kind == "done"
+        assert outcome.kind == "done", outcome.reason
         assert outcome.value == (job[1] if job[0] == "echo" else None)
 
 
