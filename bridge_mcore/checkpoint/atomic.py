@@ -43,9 +43,14 @@ def first_error(error: BaseException | None) -> str | None:
     return next((e for e in errors if e is not None), None)
 
 
+def unfinished(target: Path) -> Path:
+    """Where a directory is written until it is whole."""
+    return target.with_name(f".{target.name}.incomplete")
+
+
 def begin(target: Path) -> Path:
     """Make the empty directory, next to `target`, that `commit` will give its name. One rank calls it."""
-    temporary = target.with_name(f".{target.name}.incomplete")
+    temporary = unfinished(target)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     return temporary
@@ -113,7 +118,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     complete on disk. A full disk raises TrainingError and leaves the old one alone.
     """
     target = Path(target).resolve()
-    temporary = target.with_name(f".{target.name}.incomplete")
+    temporary = unfinished(target)
     failure: BaseException | None = None
     try:
         if is_main():

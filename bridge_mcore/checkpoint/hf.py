@@ -219,9 +219,7 @@ def write_hf(
                 name = f"model-{stage + 1:03d}-of-{stages:03d}-{count:05d}.safetensors"
                 try:
                     save_file(pending, directory / name, metadata={"format": "pt"})
-                except (
-                    Exception
-                ) as error:  # peers still gather tensors with this rank: it says so when they are through
+                except Exception as error:  # raised below: until then peers gather tensors with this rank
                     failure = error
                 weight_map.update(dict.fromkeys(pending, name))
             pending.clear()

@@ -98,7 +98,7 @@ class CheckpointWriter:
         self.finish()
         self._device = policy.platform.device
         target = self.directory / f"step_{step:08d}"
-        temporary = target.with_name(f".{target.name}.incomplete")
+        temporary = atomic.unfinished(target)
         failure: Exception | None = None
         trained, pieces, part = None, [], None
         try:

@@ -16,7 +16,7 @@ from bridge_mcore.data.stops import load_tokenizer, stop_token_ids
 from bridge_mcore.data.templates import PromptTemplate
 from bridge_mcore.model.families import find_family
 from bridge_mcore.model.families.base import ModelShape
-from bridge_mcore.model.gpt import build_chunks
+from bridge_mcore.model.gpt import PolicyModel, build_chunks
 from bridge_mcore.model.lora import attach_lora
 from bridge_mcore.platform.device import setup_device
 from bridge_mcore.platform.distributed import Layout, process_groups
@@ -39,24 +39,34 @@ class Inference:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
 
+def load_chunks(
+    directory: Path, adapter: Path | None, parallel: Parallel, dtype: torch.dtype, device: torch.device
+) -> list[PolicyModel]:
+    """This rank's chunks of an HF checkpoint (and a PEFT adapter), for answering; within the layout's groups."""
+    family, shape = find_family(directory)
+    chunks = build_chunks(shape, parallel, dtype, device)
+    hf.load_theta(chunks, directory, family, shape)
+    if adapter is not None:
+        lora = peft.read_adapter_config(adapter, shape)
+        attach_lora(chunks, lora, shape, seed=0)
+        peft.load_adapter(chunks, adapter, lora, shape)
+        for chunk in chunks:
+            chunk.to(device)
+    return chunks
+
+
 @contextmanager
 def open_model(
     directory: Path, template: str, device: str, adapter: Path | None = None, dtype: torch.dtype | None = None
 ) -> Iterator[Inference]:
     """Load an HF checkpoint (and a PEFT adapter) for answering, in one process. dtype: fp32 on CPU, else bf16."""
     platform = setup_device(device)
-    family, shape = find_family(directory)
+    _, shape = find_family(directory)
     tokenizer = load_tokenizer(directory, shape.vocab_size)
     prompts = PromptTemplate(tokenizer, template)
     if dtype is None:
         dtype = torch.float32 if platform.kind == "cpu" else torch.bfloat16
     with process_groups(platform, Parallel(), seed=0) as layout:
-        chunks = build_chunks(shape, Parallel(), dtype, platform.device)
-        hf.load_theta(chunks, directory, family, shape)
-        if adapter is not None:
-            lora = peft.read_adapter_config(adapter, shape)
-            attach_lora(chunks, lora, shape, seed=0)
-            peft.load_adapter(chunks, adapter, lora, shape)
-            chunks[0].to(platform.device)
+        chunks = load_chunks(directory, adapter, Parallel(), dtype, platform.device)
         stops = stop_token_ids(directory, prompts)
         yield Inference(shape, tokenizer, prompts, stops, EmbeddedEngine(chunks), layout)

@@ -16,20 +16,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bridge_mcore.checkpoint import hf, peft
+from bridge_mcore.checkpoint import hf
 from bridge_mcore.checkpoint.run_state import load_state, save_state
 from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory
 from bridge_mcore.config.auto import needed_gib
 from bridge_mcore.config.replay import ReplayOptions, read_settings
 from bridge_mcore.errors import BridgeError
 from bridge_mcore.methods.base import THETA_HAT
-from bridge_mcore.model.families import find_family
-from bridge_mcore.model.gpt import build_chunks
-from bridge_mcore.model.lora import attach_lora
 from bridge_mcore.platform.device import Platform
 from bridge_mcore.platform.distributed import layout_groups
 from bridge_mcore.rollout.embedded import EmbeddedEngine
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
+from bridge_mcore.rollout.inference import load_chunks
 from bridge_mcore.selftest.compare import (
     Comparison,
     Reference,
@@ -214,15 +212,10 @@ def _trained(policy: Policy) -> dict[str, Tensor]:
 def _engine(bench: Bench, layout: TestLayout) -> Iterator[EmbeddedEngine]:
     """An engine with the case's model and adapter in fp32, in the layout."""
     source = bench.cases[layout.model.name]
-    family, shape = find_family(source / "model")
     with layout_groups(layout.parallel, seed=0):
-        chunks = build_chunks(shape, layout.parallel, torch.float32, bench.platform.device)
-        hf.load_theta(chunks, source / "model", family, shape)
-        lora = peft.read_adapter_config(source / "adapter", shape)
-        attach_lora(chunks, lora, shape, seed=0)
-        peft.load_adapter(chunks, source / "adapter", lora, shape)
-        for chunk in chunks:
-            chunk.to(bench.platform.device)
+        chunks = load_chunks(
+            source / "model", source / "adapter", layout.parallel, torch.float32, bench.platform.device
+        )
         yield EmbeddedEngine(chunks)
 
 

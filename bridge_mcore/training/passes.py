@@ -17,7 +17,7 @@ from bridge_mcore.config import schema
 from bridge_mcore.data.sample import RL, SFT, Sample
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.objectives.policy_gradient import clipped_surrogate, k3
-from bridge_mcore.training.batch import MicroBatch, collate, count_tokens, unsplit
+from bridge_mcore.training.batch import MicroBatch, collate, count_tokens, segment_multiple, unsplit
 from bridge_mcore.training.packing import SequenceCost, pack
 from bridge_mcore.training.policy import Policy
 
@@ -48,7 +48,7 @@ class PassRunner:
         self.cost = SequenceCost.of(policy.shape)
         self.context, self.context_rank = mpu.get_context_parallel_world_size(), mpu.get_context_parallel_rank()
         # Context parallelism deals two chunks of each sequence to every rank; sequence parallelism splits a row.
-        self.multiple = 2 * self.context if self.context > 1 else 1
+        self.multiple = segment_multiple(1, self.context)
         self.tail = config.tensor_model_parallel_size if config.sequence_parallel else 1
         # An interleaved pipeline takes its micro-batches in rounds.
         self.rounds = config.pipeline_model_parallel_size if len(policy.model) > 1 else 1

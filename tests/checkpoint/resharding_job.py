@@ -13,43 +13,22 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state as mpu
-from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from bridge_mcore.checkpoint.run_state import CheckpointWriter, load_state
 from bridge_mcore.config.schema import Config, Parallel
 from bridge_mcore.platform.device import setup_device
+from bridge_mcore.platform.distributed import layout_groups
 from bridge_mcore.training.policy import Policy, build_policy
 
 
 def parse(layout: str) -> Parallel:
     """Sizes written as `tensor=2,sequence=1`."""
     return Parallel(**{k: int(v) for k, v in (item.split("=") for item in layout.split(","))})
-
-
-@contextmanager
-def layout_of(parallel: Parallel) -> Iterator[None]:
-    mpu.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor,
-        pipeline_model_parallel_size=parallel.pipeline,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
-        context_parallel_size=parallel.context,
-        expert_model_parallel_size=parallel.expert,
-        expert_tensor_parallel_size=1,
-        create_gloo_process_groups=True,
-    )
-    model_parallel_cuda_manual_seed(0)
-    try:
-        yield
-    finally:
-        mpu.destroy_model_parallel()
 
 
 def build(directory: Path, parallel: Parallel, dtype: str) -> Policy:
@@ -168,10 +147,10 @@ def main() -> None:
     for directory, dtype, *layouts in groups:
         streams = {}
         for layout in layouts:
-            with layout_of(parse(layout)):
+            with layout_groups(parse(layout), seed=0):
                 streams[layout] = save(Path(directory), dtype, layout)
         for layout in layouts:
-            with layout_of(parse(layout)):
+            with layout_groups(parse(layout), seed=0):
                 loads += load_all(Path(directory), dtype, layout, streams[layout])
     dist.barrier()
     dist.destroy_process_group()
