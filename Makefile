@@ -1,6 +1,7 @@
 # make quickstart   set up, then train a small model with BRIDGE end to end (a few minutes on two CPU cores)
 # make test         set up, then run the tests
-# Both make .venv; the second run's set-up takes seconds. To use another interpreter: make PYTHON=/path/to/python3.12 …
+# make engines      real SGLang and vLLM servers for a CPU, in .venv-sglang and .venv-vllm (also: engine-sglang, engine-vllm)
+# The first two make .venv; the second run's set-up takes seconds. To use another interpreter: make PYTHON=/path/to/python3.12 …
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	  command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -11,11 +12,11 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test lint setup clean
+.PHONY: quickstart test lint setup engines engine-sglang engine-vllm clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,3p' Makefile | cut -c3-
+	@sed -n '1,4p' Makefile | cut -c3-
 
 # torch goes first, alone and pinned: asked for by another package, pip may choose a build with gigabytes of CUDA.
 $(VENV)/.installed: pyproject.toml
@@ -38,8 +39,48 @@ test: setup
 	@echo "== pytest"
 	@$(BIN)/python -m pytest $(TESTS)
 
+# The engines' own environments. uv is many times faster than pip but does not read pip's configuration: torch goes
+# first, through pip, as above, and where uv cannot reach an index pip takes over. The last step imports the server:
+# that checks the installation and compiles just the modules it loads, which is quicker than compiling everything.
+SGLANG_VENV ?= .venv-sglang
+VLLM_VENV ?= .venv-vllm
+SGLANG_SHIM := tests/support/sglang_cpu_shim
+SGLANG_SHIM_FILES := $(wildcard $(SGLANG_SHIM)/*.p* $(SGLANG_SHIM)/*/*.py)
+
+define install_engine
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; install it or say make PYTHON=/path/to/python3"; exit 1; }
+	@echo "== setting up $(1) with $(PYTHON) (the first time downloads about $(2))"
+	@$(PYTHON) -m venv $(1) || { echo "error: 'python -m venv' failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile torch==2.13.0
+	@{ $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile uv==0.13.8 \
+	  && $(1)/bin/python -m uv pip install --quiet --python $(1)/bin/python --no-deps -r $(3); } \
+	  || { echo "== uv did not work; pip takes over" && $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r $(3); }
+	@touch $@
+endef
+
+$(SGLANG_VENV)/.installed: tools/engines/sglang.txt
+	$(call install_engine,$(SGLANG_VENV),600 MB,$<)
+
+$(SGLANG_VENV)/.ready: $(SGLANG_VENV)/.installed $(SGLANG_SHIM_FILES)
+	@cp -R $(SGLANG_SHIM)/. "$$($(SGLANG_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@PYTHONDONTWRITEBYTECODE= SGLANG_USE_CPU_ENGINE=1 $(SGLANG_VENV)/bin/python -W ignore -c 'import sglang.launch_server, sglang.srt.entrypoints.http_server, sglang_cpu_models.families'
+	@touch $@
+	@echo "== $(SGLANG_VENV) is ready"
+
+$(VLLM_VENV)/.installed: tools/engines/vllm.txt
+	$(call install_engine,$(VLLM_VENV),700 MB,$<)
+
+$(VLLM_VENV)/.ready: $(VLLM_VENV)/.installed
+	@PYTHONDONTWRITEBYTECODE= $(VLLM_VENV)/bin/python -W ignore -c 'import vllm.entrypoints.openai.api_server'
+	@touch $@
+	@echo "== $(VLLM_VENV) is ready"
+
+engine-sglang: $(SGLANG_VENV)/.ready
+engine-vllm: $(VLLM_VENV)/.ready
+engines: engine-sglang engine-vllm
+
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy bridge_mcore
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(SGLANG_VENV) $(VLLM_VENV) runs build *.egg-info

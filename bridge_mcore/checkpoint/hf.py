@@ -167,13 +167,17 @@ def gather(tensor: Tensor, parameter: Tensor, mapping: Plain) -> Tensor:
     return mapping.unshard(shards, dim)
 
 
-def theta_tensors(
-    chunks: Sequence[Any], values: Mapping[str, Tensor], family: Family, shape: ModelShape
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield (HF name, full tensor on CPU) of the parameters that this pipeline stage owns.
+def theta_groups(
+    chunks: Sequence[Any],
+    values: Mapping[str, Tensor],
+    family: Family,
+    shape: ModelShape,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[list[tuple[str, Tensor]]]:
+    """Yield, for each parameter that this pipeline stage owns, its (HF name, full tensor) pairs, where `values` are.
 
-    Collective. `values`: this rank's fp32 tensors by global name. Experts of other ranks are sent from there, one
-    parameter at a time.
+    Collective over the stage's tensor- and expert-parallel ranks. `values`: this rank's tensors by global name, in
+    `dtype`. Experts of other ranks are sent from there, one parameter at a time. Pairs may be views of one another.
     """
     mine = base_parameters(chunks)
     rank, group = mpu.get_expert_model_parallel_rank(), mpu.get_expert_model_parallel_group()
@@ -184,11 +188,19 @@ def theta_tensors(
         if owner is None or owner == rank:
             full = gather(values[mapping.mcore].detach(), mine[own], mapping)
         else:
-            full = torch.empty_like(mine[own], dtype=torch.float32)
+            full = torch.empty_like(mine[own], dtype=dtype)
         if owner is not None and group.size() > 1:
             full = full.to(mine[own].device).contiguous()
             dist.broadcast(full, group=group, group_src=owner)
-        for name, part in zip(mapping.hf, mapping.split(full, shape), strict=True):
+        yield list(zip(mapping.hf, mapping.split(full, shape), strict=True))
+
+
+def theta_tensors(
+    chunks: Sequence[Any], values: Mapping[str, Tensor], family: Family, shape: ModelShape
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (HF name, full fp32 tensor on CPU) of the parameters that this pipeline stage owns; see `theta_groups`."""
+    for pairs in theta_groups(chunks, values, family, shape):
+        for name, part in pairs:
             yield name, part.cpu()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bridge_mcore.config.data_checks import data_problems, evaluates, template_problems, uses_rl
+from bridge_mcore.config.engine_checks import engine_problems
 from bridge_mcore.config.load import raise_problems
 from bridge_mcore.config.model_files import (
     Sizes,
@@ -40,7 +41,7 @@ def check_config(config: Config, world: int | None = None) -> None:
         *_method(config),
         *_objective(config),
         *_lengths(config, sizes),
-        *_engine(config),
+        *engine_problems(config, world),
         *parallel_problems(config.parallel, sizes),
         *world_problems(config.parallel, world),
         *share_problems(config, sizes, world),
@@ -174,14 +175,6 @@ def _lengths(config: Config, sizes: Sizes) -> Iterator[str]:
                     f"{key} = {tokens} leaves no room for a prompt in {name} of {limit} tokens: "
                     f"lower it below {limit}, by the length of the longest prompt"
                 )
-
-
-def _engine(config: Config) -> Iterator[str]:
-    if not (uses_rl(config) or evaluates(config)):
-        return
-    engine = config.rollout.engine
-    if engine != "embedded":
-        yield f"rollout.engine = {engine} is not available in this version; use embedded"
 
 
 def _run(config: Config) -> Iterator[str]:

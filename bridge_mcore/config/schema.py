@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from bridge_mcore.config.engines import Debug, Rollout, Servers, Sync
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.config.types import (
     Allowed,
@@ -189,19 +190,6 @@ class Training(Section):
     max_length: PositiveInt | None = Field(None, description="longest sequence, tokens (default: the model's context)")
 
 
-class Rollout(Section):
-    engine: Literal["embedded", "sglang", "vllm"] = Field("embedded", description="what generates the responses")
-    samples_per_prompt: PositiveInt = Field(5, description="group size")
-    max_new_tokens: PositiveInt = Field(3072, description="longest response, tokens")
-    temperature: PositiveFloat = Field(1.0, description="sampling temperature")
-    top_p: float = Field(1.0, gt=0, le=1, description="sample from the smallest set of tokens with this probability")
-    batch_size: PositiveInt = Field(256, description="sequences that the embedded engine decodes together")
-    stop_token_ids: list[int] = Field([], description="besides the model's own end tokens")
-    max_logprob_gap: PositiveFloat | None = Field(
-        0.1, description="stop if engine and trainer differ by more than this in mean |log-probability|"
-    )
-
-
 class DataSource(Section):
     """One set of problems. Exactly one of path, dataset, task says where they come from."""
 
@@ -309,10 +297,6 @@ class Monitoring(Section):
     figure: bool = Field(True, description="draw figure.png at the end")
 
 
-class Debug(Section):
-    save_case_every: int = Field(0, ge=0, description="steps between saved `replay` cases; 0: only on NaN")
-
-
 class Config(Section):
     """A whole run."""
 
@@ -327,6 +311,8 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
     rollout: Rollout = Rollout()
+    servers: Servers = Servers()
+    sync: Sync = Sync()
     data: Data = Data()
     reward: Reward = Reward()
     evaluation: Evaluation = Evaluation()

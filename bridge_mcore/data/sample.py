@@ -26,6 +26,7 @@ class Sample:
         behaviour: log-probability of each response token under the policy that sampled it (rollouts).
         temperature: at which it was sampled; the trainer's log-probabilities are taken at the same one.
         reference: log-probability of each response token under the reference policy, once known.
+        correction: factor of each response token's surrogate; None means 1 (rollout.correction).
     """
 
     component: str
@@ -35,6 +36,7 @@ class Sample:
     behaviour: Sequence[float] | np.ndarray | None = None
     temperature: float = 1.0
     reference: Tensor | None = field(default=None, repr=False)
+    correction: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def response_length(self) -> int:

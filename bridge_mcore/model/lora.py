@@ -160,6 +160,19 @@ class LoRA(nn.Module):
             full.append(out.unflatten(-1, (self.groups, -1)))
         return torch.cat(full, -1).flatten(-2)
 
+    @torch.no_grad()
+    def weight_delta(self) -> Tensor:
+        """scale · B A in the host's layout: what merging adds to this rank's shard of its weight, fp32 [out, in]."""
+        n_in = next(iter(self.A.values())).shape[1]
+        parts = []
+        for p, width in zip(self.fused, self.widths, strict=True):
+            if p in self.A:
+                delta = self.scale * (self.B[p].float() @ self.A[p].float())
+            else:
+                delta = torch.zeros(width, n_in, device=next(iter(self.A.values())).device)
+            parts.append(delta.unflatten(0, (self.groups, -1)))
+        return torch.cat(parts, 1).flatten(0, 1)
+
     def _collective(self, low: Tensor) -> Tensor:
         """A x in full on every tensor rank, or its part of the sequence after a row-parallel host."""
         if self.row_parallel:

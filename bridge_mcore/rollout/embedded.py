@@ -38,6 +38,22 @@ class EmbeddedEngine:
         #: called with (answers finished, answers asked for, tokens so far); for progress
         self.on_progress: Callable[[int, int, int], None] | None = None
 
+    def refresh(self, version: int, slot: str = "theta") -> dict[str, float]:
+        """See Engine.refresh: what acts is what learns already."""
+        self.version = version
+        return {}
+
+    def counts(self) -> dict[str, float]:
+        """See Engine.counts."""
+        return {}
+
+    def rest(self) -> dict[str, float]:
+        """See Engine.rest."""
+        return {}
+
+    def close(self) -> None:
+        """See Engine.close."""
+
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[Rollout]:
         """See Engine.generate. Raises TrainingError for NaN logits or a sequence over the model's context."""
@@ -92,7 +108,9 @@ class EmbeddedEngine:
     def _sample(self, logits: Tensor | None, keys: Tensor, step: int, params: SamplingParams) -> tuple[Tensor, Tensor]:
         """(token [n], its log-probability [n]) of each row, the same on every stage."""
         if logits is not None:
-            chosen, logprobs = sample(logits, uniform(params.seed, keys, step), params.temperature, params.top_p)
+            chosen, logprobs = sample(
+                logits, uniform(params.seed, keys, step), params.temperature, params.top_p, params.top_k
+            )
         else:
             chosen = torch.empty(len(keys), dtype=torch.long, device=self.device)
             logprobs = torch.empty(len(keys), device=self.device)

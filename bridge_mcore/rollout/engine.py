@@ -14,8 +14,8 @@ class SamplingParams:
     """How answers are sampled.
 
     temperature 0 is greedy. Reported log-probabilities are those of the whole distribution at `temperature` (at 1 when
-    greedy): top_p restricts what may be sampled and does not renormalise what is reported, so that importance ratios
-    against the trainer's log-probabilities stay right.
+    greedy): top_p and top_k (0: all) restrict what may be sampled and do not renormalise what is reported, so that
+    importance ratios against the trainer's log-probabilities stay right.
     """
 
     max_new_tokens: int
@@ -23,6 +23,7 @@ class SamplingParams:
     top_p: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
     seed: int = 0
+    top_k: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Rollout:
         tokens: the response, its stop token included if it ended with one.
         logprobs: fp32 log-probability of each response token (see SamplingParams).
         finished: it ended with a stop token; False means it was cut at max_new_tokens.
-        version: of the weights that sampled it.
+        version: of the weights that sampled it; of the oldest, if they changed on the way.
+        spans: (version, number of tokens) of each stretch sampled by one set of weights; () means all by `version`.
     """
 
     key: int
@@ -50,13 +52,33 @@ class Rollout:
     logprobs: np.ndarray
     finished: bool
     version: int
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 class Engine(Protocol):
-    """Serves rollouts from the weights of `version`."""
+    """Serves rollouts from the weights of `version`. All methods are collective over the layout."""
 
     version: int
 
+    def refresh(self, version: int, slot: str = "theta") -> dict[str, float]:
+        """Answer from the live weights from now on, and call them `version`. Returns metrics of getting them there.
+
+        slot: whose base weights are live (theta or theta_hat).
+        """
+        ...
+
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[Rollout]:
-        """One rollout per request, in the order of the requests; the same requests and seed give the same answers."""
+        """One rollout per request, in the order of the requests."""
+        ...
+
+    def counts(self) -> dict[str, float]:
+        """What went wrong and was mended since the last call: metrics over all ranks."""
+        ...
+
+    def rest(self) -> dict[str, float]:
+        """Nothing will be asked until the next `refresh`: give up what training can use. Returns metrics."""
+        ...
+
+    def close(self) -> None:
+        """End what the engine has started."""
         ...

@@ -35,7 +35,7 @@ def uniform(seed: int, keys: Tensor, position: int) -> Tensor:
     return _shift_right(x, 11).double() * 2.0**-53
 
 
-def sample(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, draws: Tensor, temperature: float, top_p: float, top_k: int = 0) -> tuple[Tensor, Tensor]:
     """Draw a token for each row and report its log-probability.
 
     Args:
@@ -43,6 +43,7 @@ def sample(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> t
         draws: uniform numbers [n], fp64.
         temperature: 0 takes the most likely token.
         top_p: sample from the smallest set of most likely tokens that holds this much probability.
+        top_k: and only from this many most likely ones; 0: from all.
     Returns:
         (tokens [n], log-probabilities [n] fp32 under the whole distribution at `temperature`, or at 1 when greedy).
     """
@@ -51,12 +52,19 @@ def sample(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> t
         tokens = logits.argmax(-1)
     else:
         p = logprobs.double().exp_()
-        if top_p < 1.0:
+        if top_p < 1.0 or 0 < top_k < p.shape[-1]:
             ordered, order = p.sort(-1, descending=True)
             outside = ordered.cumsum(-1) - ordered >= top_p
+            if top_k:
+                outside[:, top_k:] = True
             p = p.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
         cumulative = p.cumsum(-1)
         threshold = draws.to(p.device) * cumulative[:, -1]
         # First token whose cumulative probability exceeds the draw; it has probability > 0 because the sum grew there.
         tokens = torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0].clamp(max=p.shape[-1] - 1)
     return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+
+
+def request_seed(seed: int, key: int) -> int:
+    """A seed of one request for engines that take one, in [0, 2^31)."""
+    return int(_splitmix(_splitmix(torch.tensor([seed])) ^ key)[0]) & (2**31 - 1)

@@ -38,6 +38,7 @@ class MicroBatch:
     behaviour: Tensor  # fp32 [1, T_local]
     reference: Tensor  # fp32 [1, T_local]
     inverse_temperature: Tensor  # fp32 [1, T_local]
+    correction: Tensor  # fp32 [1, T_local], factor of the surrogate: importance sampling between engine and trainer
 
     @property
     def mask(self) -> Tensor:
@@ -102,12 +103,12 @@ def collate(
     starts = np.cumsum(lengths) - lengths
     total = int(lengths.sum())
     integers = np.zeros((3, total), dtype=np.int64)  # one array each for one transfer to the device
-    floats = np.zeros((6, total), dtype=np.float32)
+    floats = np.zeros((7, total), dtype=np.float32)
     tokens, labels, positions = integers
-    sft, rl, advantages, behaviour, reference, inverse = floats
+    sft, rl, advantages, behaviour, reference, inverse, correction = floats
     weights = {SFT: sft, RL: rl}
     positions[:] = np.arange(total) - np.repeat(starts, lengths)
-    inverse[:] = 1.0
+    inverse[:] = correction[:] = 1.0
     for start, sample in zip(starts.tolist(), samples, strict=False):
         if counts[sample.component] <= 0:
             raise TrainingError(f"component '{sample.component}' has no response tokens: its mean is undefined")
@@ -120,6 +121,8 @@ def collate(
         advantages[span] = sample.advantage
         if sample.behaviour is not None:
             behaviour[span] = sample.behaviour
+        if sample.correction is not None:
+            correction[span] = sample.correction
         if sample.reference is not None:
             reference[span] = sample.reference.numpy()
     if context_size > 1:
@@ -138,6 +141,7 @@ def collate(
         behaviour=real[3],
         reference=real[4],
         inverse_temperature=real[5],
+        correction=real[6],
     )
 
 

@@ -41,7 +41,7 @@ def save_case(
 
     The case has fresh optimizer state, as replay has: with AdamW its update is the step's direction, not its size.
     """
-    rows = [_row(s) for s in samples]
+    rows = [sample_row(s) for s in samples]
     recorded = all("reference_logprobs" in row for row in rows if row["kind"] == RL)
     settings = {
         "lam": lam, "alpha": alpha, "beta": beta,
@@ -76,7 +76,8 @@ def _notes(config: schema.Config, stepped: Sequence[str]) -> list[str]:
     return notes
 
 
-def _row(sample: Sample) -> dict[str, Any]:
+def sample_row(sample: Sample) -> dict[str, Any]:
+    """A line of batch.jsonl."""
     row: dict[str, Any] = {
         "kind": sample.component,
         "tokens": list(sample.tokens),

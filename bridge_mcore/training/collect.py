@@ -30,12 +30,14 @@ class Collected:
         samples: of the whole step, in the order of the prompts, the same on every rank.
         rollouts, verdicts: of this rank's share.
         metrics: over all ranks.
+        prompts: of the whole step, where they are known before it is generated.
     """
 
     samples: list[Sample]
     rollouts: list[Rollout]
     verdicts: list[Verdict]
     metrics: dict[str, float] = field(default_factory=dict)
+    prompts: list[EncodedPrompt] = field(default_factory=list)
 
 
 class Collector:
@@ -44,30 +46,48 @@ class Collector:
     def __init__(self, config: Config, engine: Engine, judge: Judge, layout: Layout) -> None:
         self.config, self.engine, self.judge, self.layout = config, engine, judge, layout
 
-    def collect(self, prompts: Sequence[EncodedPrompt], first_key: int, params: SamplingParams) -> Collected:
+    def collect(
+        self, prompts: Sequence[EncodedPrompt], first_key: int, params: SamplingParams, version: int
+    ) -> Collected:
         """Roll out this step's prompts (all of them are passed; each rank generates its share).
 
         Args:
             first_key: number of the first answer within the run, so that no two draws coincide.
+            version: of the live weights.
         """
         n = self.config.rollout.samples_per_prompt
         mine = range(self.layout.share, len(prompts), self.layout.shares)
         requests = [Request(first_key + i * n + j, tuple(prompts[i].tokens)) for i in mine for j in range(n)]
         start = time.perf_counter()
         rollouts = self.engine.generate(requests, params)
+        return self.judged([prompts[i] for i in mine], rollouts, params, time.perf_counter() - start, version)
+
+    def judged(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        rollouts: Sequence[Rollout],
+        params: SamplingParams,
+        seconds: float,
+        version: int,
+    ) -> Collected:
+        """Verify this share's rollouts (a group for each of `prompts`, in order) and compare them within groups.
+
+        seconds: that were waited for them. version: of the live weights.
+        """
+        n = self.config.rollout.samples_per_prompt
         generated = time.perf_counter()
-        verdicts = self.judge.verify([prompts[i].problem.answer for i in mine for _ in range(n)], rollouts)
+        verdicts = self.judge.verify([p.problem.answer for p in prompts for _ in range(n)], rollouts)
         judged = time.perf_counter()
-        rewards = torch.tensor([self.reward(v) for v in verdicts]).view(len(mine), n)  # a share may be empty
+        rewards = torch.tensor([self.reward(v) for v in verdicts]).view(len(prompts), n)  # a share may be empty
         advantages = group_relative(rewards, self.config.objective.advantage_std).flatten().tolist()
         samples = {
             r.key: Sample(RL, (*r.prompt, *r.tokens), len(r.prompt), a, r.logprobs, params.temperature)
             for r, a, reward in zip(rollouts, advantages, rewards.flatten().tolist(), strict=True)
             if not math.isnan(reward)  # on_failure: drop; counted in the metrics
         }
-        metrics = self._metrics(rollouts, verdicts, rewards)
-        metrics |= {"seconds_rollout": generated - start, "seconds_reward": judged - generated}
-        return Collected(self._shared(samples), rollouts, verdicts, metrics)
+        metrics = self._metrics(rollouts, verdicts, rewards, version)
+        metrics |= {"seconds_rollout": seconds, "seconds_reward": judged - generated}
+        return Collected(self._shared(samples), list(rollouts), verdicts, metrics)
 
     def _shared(self, samples: dict[int, Sample]) -> list[Sample]:
         """All shares' samples by number: the same list, in the same order, whatever the layout."""
@@ -86,7 +106,9 @@ class Collector:
             return float("nan")
         return settings.incorrect
 
-    def _metrics(self, rollouts: list[Rollout], verdicts: list[Verdict], rewards: torch.Tensor) -> dict[str, float]:
+    def _metrics(
+        self, rollouts: Sequence[Rollout], verdicts: list[Verdict], rewards: torch.Tensor, version: int
+    ) -> dict[str, float]:
         known = rewards[~rewards.isnan()]
         spread = with_signal(rewards)
         sums = [
@@ -94,6 +116,7 @@ class Collector:
             sum(len(r.tokens) for r in rollouts), sum(not r.finished for r in rollouts),
             sum(v.verdict == "timeout" for v in verdicts), sum(v.verdict == "error" for v in verdicts),
             sum(len(r.prompt) for r in rollouts),
+            sum((version - v) * count for r in rollouts for v, count in r.spans),
         ]  # fmt: skip
         if self.layout.shares > 1:
             tensor = torch.tensor(sums, dtype=torch.float64)
@@ -101,7 +124,7 @@ class Collector:
                 tensor = tensor.cuda()
             dist.all_reduce(tensor, group=mpu.get_data_parallel_group(with_context_parallel=True))
             sums = tensor.tolist()
-        answers, judged, total, squares, groups, signal, tokens, cut, timeouts, errors, prompt_tokens = sums
+        answers, judged, total, squares, groups, signal, tokens, cut, timeouts, errors, prompt_tokens, age = sums
         mean = total / max(judged, 1)
         return {
             "reward": mean,
@@ -112,4 +135,5 @@ class Collector:
             "verifier_timeouts": timeouts,
             "verifier_errors": errors,
             "rollout_tokens": tokens + prompt_tokens,
+            **({"staleness": age / max(tokens, 1)} if self.config.rollout.schedule != "synchronous" else {}),
         }

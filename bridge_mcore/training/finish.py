@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from bridge_mcore.training.session import Session
 
 
+#: Numbers of answers in evaluations: no training step uses them.
+_EVALUATION_KEYS = 2**48
+
+
 class Course:
     """Where a run stands: its writers (on rank 0), its evaluations so far, and the time it has used."""
 
@@ -72,7 +76,11 @@ class Course:
         began = time.perf_counter()
         collector = session.collector
         with phase(f"evaluating after step {step}") if self._writer else nullcontext():
-            result = evaluate(session.evaluation, collector.engine, collector.judge, session.layout, session.greedy)
+            collector.engine.refresh(step)
+            result = evaluate(
+                session.evaluation, collector.engine, collector.judge, session.layout, session.greedy,
+                first_key=_EVALUATION_KEYS,
+            )  # fmt: skip
         self.accuracies.append((step, result.accuracy))
         count = session.config.evaluation.samples
         self.answers["before" if step == 0 else "after"] = shown_answers(result, count)

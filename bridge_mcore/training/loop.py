@@ -16,10 +16,12 @@ from bridge_mcore.monitoring.progress import say
 from bridge_mcore.platform.device import setup_device
 from bridge_mcore.platform.distributed import process_groups
 from bridge_mcore.platform.stop import StopRequest
+from bridge_mcore.rollout.remote.fleet import EngineLost
 from bridge_mcore.training.case import save_case
 from bridge_mcore.training.finish import Course, finish
 from bridge_mcore.training.generated import make_model
 from bridge_mcore.training.run_directory import checkpoint_to_resume, set_aside
+from bridge_mcore.training.saved import save_rollouts
 from bridge_mcore.training.session import Session, open_session
 
 
@@ -56,7 +58,7 @@ def train(config: Config) -> None:
                 directory / "checkpoints", config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
             )
             run_steps(session, step, course, stop, writer)
-            if not stop.agreed:
+            if not stop.agreed and config.debug.only not in ("rollouts", "sync"):
                 finish(session, course)
     if stop.agreed:
         if layout.is_main:
@@ -69,27 +71,43 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest, wr
     config, total = session.config, session.config.training.steps
     beta = config.optimizer.beta or config.optimizer.alpha
     factor = rate_factor(config.optimizer.schedule, config.optimizer.warmup_steps, total)
-    if step == 0 and config.evaluation.before and not course.accuracies:
+    if step == 0 and config.evaluation.before and not course.accuracies and not config.debug.only:
         course.evaluate(session, 0)
     saved = step if step else None
     with course.progress(total, step, session.layout.is_main):
         while step < total and not stop.agree():
             began = time.perf_counter()
             passes = session.method.passes(step)
+            position = session.position()
             try:
                 samples, own, metrics = gather_samples(session, step)
+            except EngineLost as error:
+                # The step has changed nothing yet: it is taken again, with the same data, by the run that goes on.
+                save(session, step, course, writer, position)
+                writer.finish()
+                kept = f"\nthe run is saved after step {step}; go on with run.resume=auto"
+                raise TrainingError(f"step {step + 1}, while rolling out: {error}{kept}") from error
             except TrainingError as error:
                 raise TrainingError(f"step {step + 1}, while rolling out: {error}") from error
+            if config.debug.save_rollouts or config.debug.only == "rollouts":
+                save_rollouts(config.run.directory / "rollouts", step, samples, metrics)
+            if config.debug.only in ("rollouts", "sync"):
+                step += 1
+                metrics["seconds_step"] = time.perf_counter() - began
+                metrics.pop("tokens")
+                course.record(step, metrics)
+                continue
             rates = (config.optimizer.alpha * factor(step), beta * factor(step))
             lam = session.method.lam(step)
             cases = config.run.directory / "cases"
             try:
                 updating = time.perf_counter()
+                watched = session.updater.correct(samples, own)
                 session.updater.fill_reference([*samples, *(own or [])])
                 referenced = time.perf_counter()
                 if config.debug.save_case_every and (step + 1) % config.debug.save_case_every == 0:
                     save_case(cases / f"step_{step + 1:08d}", session.policy, samples, config, lam, *rates)
-                metrics |= session.updater.update(passes, samples, *rates, own=own)
+                metrics |= session.updater.update(passes, samples, *rates, own=own) | watched
             except TrainingError as error:
                 case = cases / f"failed_step_{step + 1:08d}"
                 save_case(case, session.policy, samples, config, lam, *rates, stepped=session.updater.stepped)
@@ -100,12 +118,12 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest, wr
                 ) from error
             session.platform.synchronize()
             step += 1
-            session.collector.engine.version = step
             metrics |= {
                 "lam": lam, "alpha": rates[0], "beta": rates[1], "seconds_reference": referenced - updating,
                 "seconds_train": time.perf_counter() - referenced, "memory_gib": session.platform.memory_gib(),
             }  # fmt: skip
             if config.evaluation.every and step % config.evaluation.every == 0 and step < total:
+                session.schedule.settle(step)
                 metrics |= course.evaluate(session, step)
             metrics["seconds_step"] = time.perf_counter() - began
             working = metrics["seconds_step"] - metrics.get("seconds_evaluation", 0.0)
@@ -115,7 +133,7 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest, wr
                 save(session, step, course, writer)
                 saved = step
             writer.poll()
-        if saved != step:
+        if saved != step and config.debug.only not in ("rollouts", "sync"):
             save(session, step, course, writer)  # a stop was asked for
         writer.finish()
 
@@ -127,27 +145,32 @@ def gather_samples(session: Session, step: int) -> tuple[list[Sample], list[Samp
     metrics: dict[str, Any] = {"tokens": 0}
     samples: list[Sample] = []
     own: list[Sample] | None = None
+    if config.debug.only == "sync":
+        return [], None, metrics | session.collector.engine.refresh(step)
     if SFT in needed:
         count = config.training.traces_per_step or config.training.prompts_per_step
         chosen = [session.traces[i] for i in session.trace_order.take(count)]
         metrics["tokens"] += sum(len(t.tokens) for t in chosen)
         samples += [Sample(SFT, t.tokens, t.prompt_length) for t in chosen]
     if RL in needed:
-        prompts = [session.prompts[i] for i in session.prompt_order.take(config.training.prompts_per_step)]
-        answers = len(prompts) * config.rollout.samples_per_prompt
-        first = 2 * step * answers  # θ̂'s own answers take the numbers between
-        collected = session.collector.collect(prompts, first, session.sampling)
+        collected = session.schedule.next(step)
         metrics |= collected.metrics
         metrics["tokens"] += metrics.pop("rollout_tokens")
         samples += collected.samples
         if session.method.uses_auxiliary and config.auxiliary.rollouts == "own":
             with session.policy.live(THETA_HAT):
-                other = session.collector.collect(prompts, first + answers, session.sampling)
+                refreshed = session.auxiliary_collector.engine.refresh(step, THETA_HAT)
+                answers = config.training.prompts_per_step * config.rollout.samples_per_prompt
+                first = (2 * step + 1) * answers  # between the numbers of π(θ, w)'s answers
+                other = session.auxiliary_collector.collect(collected.prompts, first, session.sampling, step)
             own = other.samples
             metrics["reward_auxiliary"] = other.metrics["reward"]
             metrics["seconds_rollout"] += other.metrics["seconds_rollout"]
             metrics["seconds_reward"] += other.metrics["seconds_reward"]
+            metrics["seconds_sync"] = metrics.get("seconds_sync", 0.0) + refreshed.get("seconds_sync", 0.0)
             metrics["tokens"] += other.metrics["rollout_tokens"]
+        metrics |= session.collector.engine.counts()
+    metrics |= session.collector.engine.rest()
     return samples, own, metrics
 
 
@@ -158,7 +181,11 @@ def identity(session: Session) -> dict[str, Any]:
     return {**sizes, "method": config.method.name, "optimizer": config.optimizer.name}
 
 
-def save(session: Session, step: int, course: Course, writer: CheckpointWriter) -> None:
-    """Start writing a checkpoint."""
-    extra = {"position": session.position(), "course": course.state()}
-    writer.save(session.policy, step, extra, identity(session))
+def save(
+    session: Session, step: int, course: Course, writer: CheckpointWriter, position: dict[str, Any] | None = None
+) -> None:
+    """Start writing a checkpoint. position: of the data, if it is not where the session stands."""
+    if position is None:
+        session.schedule.settle(step)
+        position = session.position()
+    writer.save(session.policy, step, {"position": position, "course": course.state()}, identity(session))

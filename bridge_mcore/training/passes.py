@@ -22,7 +22,10 @@ from bridge_mcore.training.packing import SequenceCost, pack
 from bridge_mcore.training.policy import Policy
 
 #: What each micro-batch adds up, in this order (the last is a maximum).
-_SUMS = ("j_sft", "surrogate", "kl", "entropy", "clip_fraction", "logprob_gap_mean", "logprob_gap_max")
+_SUMS = (
+    "j_sft", "surrogate", "kl", "entropy", "clip_fraction", "logprob_gap_mean", "logprob_gap_k3", "probability_ratio",
+    "logprob_gap_max",
+)  # fmt: skip
 
 #: (micro-batch, the model's output) -> what Megatron's schedule wants: the loss, a token count, the values to report.
 _LossOf = Callable[[MicroBatch, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -120,8 +123,13 @@ class PassRunner:
 
     def fill_reference(self, samples: Sequence[Sample]) -> None:
         """Set `reference` of every sample to its tokens' log-probabilities under the live weights, on every rank."""
+        for sample, values in zip(samples, self.score(samples), strict=True):
+            sample.reference = values
+
+    def score(self, samples: Sequence[Sample]) -> list[Tensor]:
+        """Log-probability of each sample's response tokens under the live weights, fp32 on CPU, on every rank."""
         if not samples:
-            return
+            return []
         starts = np.cumsum([0, *(s.response_length for s in samples)])
         place = {id(s): int(start) for s, start in zip(samples, starts, strict=False)}
         values = torch.zeros(int(starts[-1]), device=self.policy.platform.device)
@@ -143,8 +151,7 @@ class PassRunner:
         dist.all_reduce(values, group=mpu.get_data_parallel_group(with_context_parallel=True))
         self._from_last_stage(values)
         values = values.cpu()
-        for sample in samples:
-            sample.reference = values[place[id(sample)] :][: sample.response_length]
+        return [values[place[id(s)] :][: s.response_length] for s in samples]
 
     @staticmethod
     def _from_last_stage(tensor: Tensor) -> None:
@@ -161,8 +168,9 @@ class PassRunner:
             coefficients: objective weight of "sft" and "rl".
         Returns:
             j_sft (mean log-likelihood per trace token), j_rl (surrogate minus KL per rollout token), kl, entropy
-            (nats), clip_fraction, logprob_gap_mean, logprob_gap_max (between trainer and behaviour policy); the same
-            on every rank. NaN for a component that took no part.
+            (nats), clip_fraction; between trainer and behaviour policy logprob_gap_mean, logprob_gap_max,
+            logprob_gap_k3 (estimate of KL(behaviour ‖ trainer)), probability_ratio (mean π / behaviour); the same on
+            every rank. NaN for a component that took no part.
         Raises:
             TrainingError: if a component with a coefficient has no tokens at all.
         """
@@ -183,13 +191,14 @@ class PassRunner:
             # Only rollout tokens: elsewhere behaviour and reference are 0, and exp would overflow to inf · 0 = NaN.
             rolled = torch.where(rl > 0, logprobs, 0.0)
             surrogate, clipped = clipped_surrogate(rolled, batch.behaviour, batch.advantages, *self.clip)
-            j_surrogate = (rl * surrogate).sum()
+            j_surrogate = (rl * batch.correction * surrogate).sum()
             kl = (rl * k3(rolled, batch.reference)).sum() if kl_coefficient else j_surrogate.new_zeros(())
             j_rl = j_surrogate - kl_coefficient * kl
             # The schedule minimises; every token's weight already holds the division by the global count.
             loss = -(active.get(SFT, 0.0) * j_sft + active.get(RL, 0.0) * j_rl)
             with torch.no_grad():
-                gap = (rolled - batch.behaviour).abs()
+                difference = rolled - batch.behaviour
+                gap = difference.abs()
                 parts = [
                     j_sft,
                     j_surrogate,
@@ -197,6 +206,8 @@ class PassRunner:
                     (rl * entropy).sum(),
                     (rl * clipped).sum(),
                     (rl * gap).sum(),
+                    (rl * k3(batch.behaviour, rolled)).sum(),
+                    (rl * difference.exp()).sum(),
                     gap.max(),
                 ]
                 report = torch.stack([p.detach().double() for p in parts])

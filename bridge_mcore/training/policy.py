@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from torch import Tensor
 from bridge_mcore.checkpoint import hf, peft
 from bridge_mcore.config import schema
 from bridge_mcore.errors import CheckpointError
-from bridge_mcore.methods.base import THETA, THETA_HAT
+from bridge_mcore.methods.base import THETA, THETA_HAT, W
 from bridge_mcore.model.families import find_family
 from bridge_mcore.model.families.base import Family, ModelShape
 from bridge_mcore.model.gpt import PolicyModel, build_chunks
-from bridge_mcore.model.lora import LoRAShape, adapters_disabled, attach_lora
+from bridge_mcore.model.lora import LoRAShape, adapters_disabled, attach_lora, expand_targets
 from bridge_mcore.platform.device import Platform
 from bridge_mcore.slots.optimizer import ADAPTER, BASE, GroupedOptimizer, Master
 from bridge_mcore.slots.slot import Slot, WeightsSlot
@@ -48,6 +48,8 @@ class Policy:
     model: list[DistributedDataParallel]  # one per virtual pipeline stage of this rank
     optimizer: GroupedOptimizer
     slots: dict[str, Slot]
+    #: how often each group's live values have been stepped or filled: what has been sent elsewhere may be outdated
+    changes: dict[str, int] = field(default_factory=lambda: dict.fromkeys((THETA, THETA_HAT, W), 0))
 
     @property
     def chunks(self) -> list[PolicyModel]:
@@ -128,6 +130,13 @@ class Policy:
             peft.write_adapter(directory, {k: v for part in parts or [] for k, v in part.items()}, self.lora, base)
 
 
+def lora_of(config: schema.Config, shape: ModelShape, path: Path | None) -> LoRAShape:
+    """w's rank, scale and projections: those of the PEFT adapter at `path`, or the configured ones."""
+    if path is not None:
+        return peft.read_adapter_config(path, shape)
+    return LoRAShape(config.adapter.rank, config.adapter.alpha, expand_targets(config.adapter.targets, shape))
+
+
 def build_policy(
     config: schema.Config,
     platform: Platform,
@@ -148,13 +157,7 @@ def build_policy(
         CheckpointError: for a checkpoint that is corrupt or cannot be expressed.
     """
     family, shape = find_family(source)
-    lora = None
-    if adapter and adapter_path is not None:
-        lora = peft.read_adapter_config(adapter_path, shape)
-    elif adapter:
-        from bridge_mcore.model.lora import expand_targets
-
-        lora = LoRAShape(config.adapter.rank, config.adapter.alpha, expand_targets(config.adapter.targets, shape))
+    lora = lora_of(config, shape, adapter_path) if adapter else None
     dtype = getattr(torch, config.model.dtype)
     chunks = build_chunks(
         shape,

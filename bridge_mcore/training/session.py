@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from bridge_mcore.config.schema import Config
 from bridge_mcore.data.pairs import EncodedPrompt, encode_prompts, encode_traces
 from bridge_mcore.data.problems import load_problems, source_name
+from bridge_mcore.data.sample import Sample
 from bridge_mcore.data.sampler import ShuffledSampler
 from bridge_mcore.data.stops import load_tokenizer, stop_token_ids
 from bridge_mcore.data.templates import EncodedTrace, PromptTemplate
 from bridge_mcore.errors import ConfigError, DataError
 from bridge_mcore.methods import make_method
-from bridge_mcore.methods.base import RL, SFT, Method
+from bridge_mcore.methods.base import RL, SFT, THETA, THETA_HAT, Method
 from bridge_mcore.model.families import find_family
 from bridge_mcore.monitoring.progress import phase
 from bridge_mcore.platform.device import Platform
@@ -24,10 +28,14 @@ from bridge_mcore.platform.distributed import Layout
 from bridge_mcore.rewards import MathVerifier
 from bridge_mcore.rewards.judge import Judge
 from bridge_mcore.rollout.embedded import EmbeddedEngine
-from bridge_mcore.rollout.engine import SamplingParams
+from bridge_mcore.rollout.engine import Engine, SamplingParams
+from bridge_mcore.rollout.remote.build import EngineRoom
+from bridge_mcore.rollout.sync.source import Source
 from bridge_mcore.training.collect import Collector
 from bridge_mcore.training.passes import PassRunner
-from bridge_mcore.training.policy import Policy, build_policy
+from bridge_mcore.training.policy import Policy, build_policy, lora_of
+from bridge_mcore.training.saved import SavedRollouts
+from bridge_mcore.training.schedule import Schedule, make_schedule
 from bridge_mcore.training.step import Updater
 
 _RL_ORDER, _SFT_ORDER = 1, 2  # offsets of the run's seed
@@ -45,6 +53,9 @@ class Session:
     method: Method
     updater: Updater
     collector: Collector
+    #: of π(θ̂, w)'s own rollouts; the same one where θ and θ̂ take turns
+    auxiliary_collector: Collector
+    schedule: Schedule
     prompts: list[EncodedPrompt]
     traces: list[EncodedTrace]
     prompt_order: ShuffledSampler
@@ -55,24 +66,53 @@ class Session:
 
     def position(self) -> dict[str, Any]:
         """Data position, for a checkpoint."""
-        return {"prompts": self.prompt_order.state_dict(), "traces": self.trace_order.state_dict()}
+        return {
+            "prompts": self.prompt_order.state_dict(),
+            "traces": self.trace_order.state_dict(),
+            "rollouts": self.schedule.state(),
+        }
 
     def restore_position(self, state: dict[str, Any]) -> None:
         """Go on where `position` was taken."""
         self.prompt_order.load_state_dict(state["prompts"])
         self.trace_order.load_state_dict(state["traces"])
+        self.schedule.restore(state.get("rollouts", []))
 
 
 @contextmanager
 def open_session(config: Config, platform: Platform, layout: Layout, source: Path) -> Iterator[Session]:
-    """Load data, model and verifier; anything that would fail later fails here. The verifier ends with the context."""
+    """Start servers, load data, model and verifier; anything that would fail later fails here. What was started ends
+    with the context."""
+    method = make_method(config)
+    _, shape = find_family(source)
+    context = min(config.training.max_length or shape.max_positions, shape.max_positions)
+    adapter_path = config.adapter.path if method.uses_adapter else None
+    lora = lora_of(config, shape, adapter_path) if method.uses_adapter else None
+    with ExitStack() as stack:
+        room = None
+        if config.rollout.engine != "embedded" and config.debug.only != "training":
+            # First of all: servers start while data and model are loaded.
+            room = EngineRoom(config, platform, layout, source, shape, lora, shape.max_positions)
+            stack.callback(room.close)
+        yield from _open(config, platform, layout, source, method, context, room, stack)
+
+
+def _open(
+    config: Config,
+    platform: Platform,
+    layout: Layout,
+    source: Path,
+    method: Method,
+    context: int,
+    room: EngineRoom | None,
+    stack: ExitStack,
+) -> Iterator[Session]:
+    """See `open_session`."""
+    _, shape = find_family(source)
 
     def shown(text: str) -> Any:
         return phase(text) if layout.is_main else nullcontext()
 
-    method = make_method(config)
-    _, shape = find_family(source)
-    context = min(config.training.max_length or shape.max_positions, shape.max_positions)
     with shown("reading the data"):
         tokenizer = load_tokenizer(source, shape.vocab_size)
         template = PromptTemplate(tokenizer, config.data.template, config.data.system_prompt)
@@ -110,31 +150,64 @@ def open_session(config: Config, platform: Platform, layout: Layout, source: Pat
             adapter_path=config.adapter.path if method.uses_adapter else None,
         )
     reward = config.reward
-    with MathVerifier(reward.workers, reward.cpu_seconds, reward.wall_seconds, reward.memory_gib) as verifier:
-        engine = EmbeddedEngine(policy.chunks, config.rollout.batch_size)
+    verifier = stack.enter_context(
+        MathVerifier(reward.workers, reward.cpu_seconds, reward.wall_seconds, reward.memory_gib)
+    )
 
-        def decode(tokens: Any) -> str:
-            return tokenizer.decode(tokens, skip_special_tokens=True)
+    def decode(tokens: Any) -> str:
+        return tokenizer.decode(tokens, skip_special_tokens=True)
 
-        runner = PassRunner(policy, config.objective, config.training.max_tokens_per_microbatch)
-        seed = config.run.seed
-        yield Session(
-            config=config,
-            platform=platform,
-            layout=layout,
-            source=source,
-            policy=policy,
-            method=method,
-            updater=Updater(policy, runner, config.auxiliary, config.rollout.max_logprob_gap),
-            collector=Collector(config, engine, Judge(verifier, decode), layout),
-            prompts=prompts,
-            traces=traces,
-            prompt_order=ShuffledSampler(max(len(prompts), 1), seed + _RL_ORDER),
-            trace_order=ShuffledSampler(max(len(traces), 1), seed + _SFT_ORDER),
-            evaluation=evaluation,
-            sampling=SamplingParams(new, config.rollout.temperature, config.rollout.top_p, stops, seed),
-            greedy=SamplingParams(eval_new, 0.0, 1.0, stops, seed),
-        )
+    runner = PassRunner(policy, config.objective, config.training.max_tokens_per_microbatch)
+
+    def probe(prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        samples = [Sample(RL, tuple(tokens), 1) for tokens in prompts]
+        return [values.double().numpy() for values in runner.score(samples)]
+
+    engines: list[Engine] = [EmbeddedEngine(policy.chunks, config.rollout.batch_size)]
+    if room is not None:
+        weights = Source(
+            policy.chunks, policy.family, policy.shape, policy.lora, source, platform.device,
+            getattr(torch, config.model.dtype), policy.optimizer.settle,
+            lambda: (policy.changes[THETA], policy.changes[THETA_HAT]),
+            lambda directory: policy.export_adapter(directory, str(source)),
+        )  # fmt: skip
+        with shown(f"waiting for {config.rollout.engine}"):
+            remote = room.open(weights, probe)
+        for engine in remote:
+            stack.callback(engine.close)
+        engines = list(remote)
+    judge = Judge(verifier, decode)
+    collectors = [Collector(config, engine, judge, layout) for engine in engines]
+    seed = config.run.seed
+    prompt_order = ShuffledSampler(max(len(prompts), 1), seed + _RL_ORDER)
+    sampling = SamplingParams(new, config.rollout.temperature, config.rollout.top_p, stops, seed, config.rollout.top_k)
+    schedule: Schedule
+    if config.debug.only == "training":
+        assert config.debug.rollouts is not None
+        schedule = SavedRollouts(config.debug.rollouts)
+    else:
+        schedule = make_schedule(config, collectors[0], prompts, prompt_order, sampling)
+    # Answers of older weights differ from the trainer's by more than the engine does: there the probe watches.
+    gap = config.rollout.max_logprob_gap if config.rollout.schedule == "synchronous" else None
+    yield Session(
+        config=config,
+        platform=platform,
+        layout=layout,
+        source=source,
+        policy=policy,
+        method=method,
+        updater=Updater(policy, runner, config.auxiliary, config.rollout, gap),
+        collector=collectors[0],
+        auxiliary_collector=collectors[-1],
+        schedule=schedule,
+        prompts=prompts,
+        traces=traces,
+        prompt_order=prompt_order,
+        trace_order=ShuffledSampler(max(len(traces), 1), seed + _SFT_ORDER),
+        evaluation=evaluation,
+        sampling=sampling,
+        greedy=SamplingParams(eval_new, 0.0, 1.0, stops, seed),
+    )
 
 
 def _check_held_out(prompts: list[EncodedPrompt], evaluation: dict[str, list[EncodedPrompt]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from bridge_mcore.config import schema
@@ -20,11 +21,18 @@ class Updater:
     """Runs pass lists. Holds between passes only what w has received so far (adapters are small)."""
 
     def __init__(
-        self, policy: Policy, runner: PassRunner, auxiliary: schema.Auxiliary, max_logprob_gap: float | None = None
+        self,
+        policy: Policy,
+        runner: PassRunner,
+        auxiliary: schema.Auxiliary,
+        rollout: schema.Rollout | None = None,
+        max_logprob_gap: float | None = None,
     ) -> None:
+        """rollout: how log-probabilities of engine and trainer are reconciled; None: they are taken as equal."""
         self.policy = policy
         self.runner = runner
         self.auxiliary = auxiliary
+        self.rollout = rollout
         self.max_logprob_gap = max_logprob_gap
         self.held: list[torch.Tensor] | None = None
         #: groups that the current iteration has stepped so far
@@ -85,6 +93,59 @@ class Updater:
             with self.policy.live(REFERENCE):
                 self.runner.fill_reference([s for s in samples if s.component == RL])
 
+    def correct(self, samples: Sequence[Sample], own: Sequence[Sample] | None = None) -> dict[str, float]:
+        """Importance sampling between engine and trainer (rollout.correction), before the step's passes.
+
+        Each rollout's behaviour log-probabilities become the trainer's own, under the weights that are live now, so
+        that clipping sees only what training changes; the surrogate of each token gets a factor from the ratio
+        ρ = π_trainer / π_engine: min(ρ, high) (truncated) or ρ inside [low, high] and 0 outside (masked). Returns the
+        gap as it was.
+
+        Sources: truncated importance sampling, Yao et al., "Your efficient RL framework secretly brings you off-policy
+        RL training" (2025); masking, IcePop (Ling team, 2025).
+        """
+        if self.rollout is None or self.rollout.correction == "none":
+            return {}
+        rolled = [s for s in samples if s.component == RL]
+        metrics = self._correct(rolled, self.runner.score(rolled))
+        if own:
+            with self.policy.live(THETA_HAT):
+                scored = self.runner.score(own)
+            self._correct(own, scored)
+        gap = metrics.get("logprob_gap_mean", 0.0)
+        if self.max_logprob_gap is not None and gap > self.max_logprob_gap:
+            raise TrainingError(self._too_far(gap, metrics["logprob_gap_max"]))
+        return metrics
+
+    def _correct(self, samples: Sequence[Sample], scored: Sequence[torch.Tensor]) -> dict[str, float]:
+        assert self.rollout is not None
+        low, high = self.rollout.correction_range
+        differences, kept = [], 0.0
+        for sample, logprobs in zip(samples, scored, strict=True):
+            trainer = logprobs.double().numpy()
+            difference = trainer - np.asarray(sample.behaviour, dtype=np.float64)
+            ratio = np.exp(np.clip(difference, -20, 20))
+            if self.rollout.correction == "truncated":
+                factor = np.minimum(ratio, high)
+                kept += float((ratio <= high).sum())
+            else:
+                inside = (ratio >= low) & (ratio <= high)
+                factor = np.where(inside, ratio, 0.0)
+                kept += float(inside.sum())
+            sample.behaviour, sample.correction = trainer.astype(np.float32), factor.astype(np.float32)
+            differences.append(difference)
+        if not differences:
+            return {}
+        all_ = np.concatenate(differences)
+        ratios = np.exp(np.clip(all_, -20, 20))
+        return {
+            "logprob_gap_mean": float(np.abs(all_).mean()),
+            "logprob_gap_max": float(np.abs(all_).max()),
+            "logprob_gap_k3": float((ratios - all_ - 1).mean()),
+            "probability_ratio": float(ratios.mean()),
+            "correction_cut": 1.0 - kept / len(all_),
+        }
+
     def _samples_of(self, p: Pass, samples: Sequence[Sample], own: Sequence[Sample] | None) -> list[Sample]:
         if p.slot == THETA:
             return list(samples)
@@ -112,6 +173,7 @@ class Updater:
 
     def _record(self, metrics: dict[str, float], group: str, stepped: Stepped) -> None:
         self.stepped.append(group)
+        self.policy.changes[group] += 1
         metrics[f"grad_norm_{group}"] = stepped.grad_norm
         metrics[f"update_norm_{group}"] = stepped.update_norm
 
@@ -126,11 +188,14 @@ class Updater:
             and self.max_logprob_gap is not None
             and gap > self.max_logprob_gap
         ):
-            raise TrainingError(
-                f"the engine's log-probabilities differ from the trainer's by {gap:.3g} on average (at most "
-                f"{computed['logprob_gap_max']:.3g}); rollouts do not come from the policy that is trained. If this is "
-                f"expected (bf16, another kernel), raise rollout.max_logprob_gap (now {self.max_logprob_gap})"
-            )
+            raise TrainingError(self._too_far(gap, computed["logprob_gap_max"]))
+
+    def _too_far(self, gap: float, most: float) -> str:
+        return (
+            f"the engine's log-probabilities differ from the trainer's by {gap:.3g} on average (at most {most:.3g}); "
+            "rollouts do not come from the policy that is trained. If this is expected (bf16, another kernel), raise "
+            f"rollout.max_logprob_gap (now {self.max_logprob_gap})"
+        )
 
     @staticmethod
     def _collect(metrics: dict[str, float], p: Pass, computed: dict[str, float]) -> None:

@@ -107,11 +107,11 @@ class TestProcess:
     def test_no_heavy_import_before_the_checks(self, config: Path) -> None:
         code = (
             "import sys\nfrom bridge_mcore.cli.main import main\n"
-            f"try: main(['train', {str(config)!r}, 'rollout.engine=vllm'])\n"
+            f"try: main(['train', {str(config)!r}, 'rollout.schedule=partial'])\n"
             "except SystemExit as ending: print(ending.code, 'torch' in sys.modules)\n"
         )
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-        assert done.stdout == "2 False\n" and "use embedded" in done.stderr
+        assert done.stdout == "2 False\n" and "embedded cannot" in done.stderr
 
 
 class TestExitCodes:

@@ -45,6 +45,9 @@ def test_a_good_configuration_passes(check) -> None:
     assert check() is None
 
 
+EXTERNAL = ("rollout.engine=sglang", "servers.mode=external")
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -109,8 +112,31 @@ def test_these_pass_too(check, overrides: tuple[str, ...]) -> None:
         (("training.max_length=20",), "rollout.max_new_tokens = 24 leaves no room for a prompt in training.max_length"),
         (("training.max_length=1000",), "training.max_length = 1000 is more than the model's context of 512"),
         (("evaluation.max_new_tokens=600",), "evaluation.max_new_tokens = 600 leaves no room"),
-        (("rollout.engine=sglang",), "rollout.engine = sglang is not available in this version; use embedded"),
-        (("rollout.engine=vllm",), "rollout.engine = vllm is not available in this version; use embedded"),
+        (("rollout.engine=sglang", "servers.python=gone"), "needs a virtual environment of its own: gone is not there"),
+        (("rollout.engine=sglang", "servers.mode=external"), "needs servers.urls, such as"),
+        ((*EXTERNAL, "servers.urls=[localhost:1]"), "'localhost:1' is no URL such as"),
+        ((*EXTERNAL, "servers.urls=[http://a:1,http://a:1]"), "names a server twice"),
+        ((*EXTERNAL, "servers.urls=[http://a:1]", "sync.method=tensor"), "tensor shares one host's memory"),
+        ((*EXTERNAL, "servers.urls=[http://a:1]", "servers.router=managed"), "needs managed servers"),
+        ((*EXTERNAL, "servers.urls=[http://a:1]", "servers.devices=[0]"), "servers.devices are GPUs"),
+        ((*EXTERNAL, "servers.urls=[http://a:1]", "servers.auxiliary_count=1"), "are used with auxiliary.rollouts"),
+        (("rollout.schedule=one_step_off",), "rollout.engine = embedded cannot"),
+        (
+            (*EXTERNAL, "servers.urls=[http://a:1]", "rollout.schedule=partial", "auxiliary.rollouts=own"),
+            "needs rollout.schedule = synchronous",
+        ),
+        (
+            (
+                *EXTERNAL,
+                "rollout.engine=vllm",
+                "servers.urls=[http://a:1]",
+                "rollout.temperature=0.7",
+                "rollout.top_k=5",
+            ),
+            "renormalised over the sampled set",
+        ),
+        (("debug.only=training",), "needs debug.rollouts"),
+        (("debug.only=sync",), "needs servers that weights are sent to"),
         (("run.resume=gone",), "run.resume = gone is no checkpoint directory"),
         (("run.resume=restrat",), "did you mean 'restart'?"),
         (("run.directory=/dev/null/x",), "/dev/null is a file"),
@@ -123,7 +149,7 @@ def test_one_contradiction(check, overrides: tuple[str, ...], message: str) -> N
 
 
 def test_all_are_reported_together(check) -> None:
-    text = check("model.generated=", "rollout.engine=vllm", "reward.correct=-1", "parallel.sequence=true")
+    text = check("model.generated=", "rollout.schedule=partial", "reward.correct=-1", "parallel.sequence=true")
     assert text.splitlines()[0].endswith("(4 problems):") and len(text.splitlines()) == 5
 
 

@@ -13,7 +13,9 @@ from bridge_mcore.errors import TrainingError
 from bridge_mcore.training.batch import collate, count_tokens, segment_multiple, unsplit
 
 CPU = torch.device("cpu")
-FIELDS = ("tokens", "labels", "positions", "advantages", "behaviour", "reference", "inverse_temperature")
+FIELDS = (
+    "tokens", "labels", "positions", "advantages", "behaviour", "reference", "inverse_temperature", "correction",
+)  # fmt: skip
 
 
 def some_samples(seed: int, n: int = 7) -> list[Sample]:

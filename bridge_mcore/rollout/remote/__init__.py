@@ -1,0 +1,1 @@
+"""Rollouts from SGLang and vLLM servers over HTTP."""

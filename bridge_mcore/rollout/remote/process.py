@@ -1,0 +1,163 @@
+"""A server that the run starts, watches and ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from bridge_mcore.errors import TrainingError
+from bridge_mcore.rollout.remote.dialect import Dialect, LaunchOptions
+
+#: (pattern in the log, what it means and how to mend it)
+_KNOWN = (
+    (r"address already in use|error while attempting to bind", "its port is taken: set servers.port to another"),
+    (
+        r"out of memory|not enough memory|Cannot allocate memory|bad_alloc|No available memory",
+        "memory is short: lower servers.memory_fraction or servers.in_flight, or give it more GPUs (servers.tensor)",
+    ),
+    (
+        r"No module named '?(sglang|vllm)\b",
+        "its interpreter has no such engine: run `make engines`, or set servers.python",
+    ),
+    (
+        r"does not appear to have a file named config\.json|Repo id must be|is not a local folder|Unrecognized model",
+        "it cannot read the model directory",
+    ),
+    (r"unrecognized arguments", "servers.arguments has one that this version does not know"),
+)  # fmt: skip
+
+_GUARD = Path(__file__).with_name("guard.py")
+_WORLD = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
+    "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
+
+
+class ServerProcess:
+    """One managed server: the process group it runs in, and its log."""
+
+    def __init__(
+        self,
+        name: str,
+        dialect: Dialect,
+        options: LaunchOptions,
+        log: Path,
+        devices: list[int] | None,
+        extra: list[str],
+    ) -> None:
+        """devices: GPUs it may see; None: all. extra: environment variables, NAME=VALUE."""
+        self.name, self.dialect, self.options, self.log = name, dialect, options, log
+        self.devices, self.extra = devices, extra
+        self.process: subprocess.Popen | None = None
+        self.started = 0.0
+        self._end_of_log = 0  # where the present attempt's log begins
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://{self.options.host}:{self.options.port}"
+
+    def start(self) -> None:
+        """Start it; returns at once. Raises TrainingError if that cannot work: the port is taken, no interpreter."""
+        with socket.socket() as probe:
+            # As servers do: a port whose last connections are fading out is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.options.host, self.options.port))
+            except OSError as error:
+                raise TrainingError(
+                    f"{self.name} cannot listen on {self.url}: {error.strerror}; set servers.port to another port"
+                ) from error
+        command, environment = self.dialect.command(self.options)
+        everything = {**os.environ, **environment, **dict(entry.split("=", 1) for entry in self.extra)}
+        for variable in list(everything):  # the trainer's world is none of the server's
+            if variable in _WORLD or variable.startswith("TORCHELASTIC_"):
+                del everything[variable]
+        if self.devices is not None:
+            for variable in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+                everything[variable] = ",".join(str(d) for d in self.devices)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as log:
+            self._end_of_log = log.tell()
+            log.write(f"\n== {time.strftime('%F %T')} {' '.join(command)}\n".encode())
+            log.flush()
+            try:
+                self.process = start_guarded(command, everything, log)
+            except OSError as error:
+                raise TrainingError(f"{self.name} cannot be started: {error}") from error
+        self.started = time.monotonic()
+
+    def exit_code(self) -> int | None:
+        """How it ended; None while it runs."""
+        return -1 if self.process is None else self.process.poll()
+
+    def describe_exit(self) -> str:
+        """One line: how it ended."""
+        code = self.exit_code()
+        if code is None:
+            return f"{self.name} is running"
+        known = {128 + s.value: s.name for s in signal.Signals}
+        return f"{self.name} " + (f"was killed by {known[code]}" if code in known else f"ended with exit code {code}")
+
+    def last_lines(self, count: int = 12) -> str:
+        """The end of its log, as people want it in an error."""
+        with suppress(OSError), open(self.log, "rb") as log:
+            log.seek(self._end_of_log)
+            lines = deque((_readable(line) for line in log if line.strip()), maxlen=count)
+            return "\n".join(f"    {line}" for line in lines)
+        return "    (there is no log)"
+
+    def diagnosis(self) -> str:
+        """What its log says is wrong, in words; "" if nothing known."""
+        with suppress(OSError), open(self.log, "rb") as log:
+            log.seek(self._end_of_log)
+            text = _tail(log).decode(errors="replace")
+            for pattern, meaning in _KNOWN:
+                if re.search(pattern, text, re.IGNORECASE):
+                    return meaning
+        return ""
+
+    def close(self) -> None:
+        """End it and all that it started: asked first, killed after some seconds."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()  # the kernel kills the server when its guard is gone
+            self.process.wait()
+
+
+def start_guarded(command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen:
+    """Start a server under `guard`, which ends it with all it started when the trainer dies."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(_GUARD), *command],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def _readable(line: bytes, width: int = 220) -> str:
+    text = line.decode(errors="replace").rstrip()
+    return text if len(text) <= width else f"{text[:width]}…"
+
+
+def _tail(log: IO[bytes], size: int = 200_000) -> bytes:
+    """The last bytes of an open file from its present place on."""
+    here = log.tell()
+    end = log.seek(0, os.SEEK_END)
+    log.seek(max(here, end - size))
+    return log.read()

@@ -1,0 +1,1 @@
+"""The weights that are trained, in the engine that generates."""

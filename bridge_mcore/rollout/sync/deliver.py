@@ -1,0 +1,301 @@
+"""One sync: the live weights to every server, and the proof that they arrived."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from megatron.core import parallel_state as mpu
+from torch import Tensor
+
+from bridge_mcore.checkpoint import hf
+from bridge_mcore.config.engines import Sync
+from bridge_mcore.errors import TrainingError
+from bridge_mcore.platform.distributed import Layout
+from bridge_mcore.rollout.remote.control import Control
+from bridge_mcore.rollout.remote.dialect import Dialect
+from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
+from bridge_mcore.rollout.sync.buckets import Buckets, Digests
+from bridge_mcore.rollout.sync.source import Source
+from bridge_mcore.rollout.sync.transports import Broadcast, Outcome, SharedMemory
+
+#: Tokens of the probe: two prompts of so many.
+_PROBE_TOKENS = 24
+_LOAD_SECONDS = 3600.0  # a server that reads a large checkpoint from a slow file system
+
+
+@dataclass
+class Delivered:
+    """One sync.
+
+    Attributes:
+        lost: servers that were lost on the way, and how.
+        bytes: weights sent (once, however many servers took them); 0 if θ had not changed.
+        gap: mean |log-probability| difference of the probe between servers and trainer, the worst server's.
+    """
+
+    lost: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    bytes: int = 0
+    buckets: int = 0
+    gap: float = 0.0
+    checked: int = 0  # tensors whose checksum was compared
+
+
+class Delivery:
+    """Sends the live weights. Collective over the layout; only ranks that own a stage's weights speak to servers."""
+
+    def __init__(
+        self,
+        http: Http,
+        dialect: Dialect,
+        control: Control,
+        layout: Layout,
+        source: Source,
+        settings: Sync,
+        method: str,
+        *,
+        ranks: int,
+        directory: Path,
+        host: str,
+        tolerance: float,
+        probe: Callable[[Sequence[Sequence[int]]], list[np.ndarray]],
+    ) -> None:
+        """ranks: tensor-parallel size of a server. host: address of this host that servers reach. tolerance: largest
+        mean difference of the probe. probe: the trainer's log-probabilities of prompts' tokens but the first
+        (collective)."""
+        self.http, self.dialect, self.control, self.layout = http, dialect, control, layout
+        self.source, self.settings, self.method, self.ranks = source, settings, method, ranks
+        self.directory, self.host, self.tolerance, self.probe = directory, host, tolerance, probe
+        self.merged = settings.adapter == "merged" or source.lora is None
+        generator = np.random.default_rng(20)
+        self._prompts = generator.integers(0, source.shape.vocab_size, (2, _PROBE_TOKENS)).tolist()
+        #: url -> name of the adapter it has
+        self.adapters: dict[str, str] = {}
+        #: url -> what θ it holds
+        self._held: dict[str, object] = {}
+        self._groups = 0
+
+    @property
+    def _is_sender(self) -> bool:
+        """Whether this rank sends its pipeline stage's weights."""
+        return self.layout.tensor_rank == 0 and self.layout.data_rank == 0 and self.layout.context_rank == 0
+
+    def forget(self, url: str) -> None:
+        """A server was started anew: it holds nothing of this run."""
+        self.adapters.pop(url, None)
+        self._held.pop(url, None)
+
+    def deliver(self, urls: Sequence[str], label: str, slot: str) -> Delivered:
+        """Send the live weights (of `slot`) to `urls` under `label`. Collective.
+
+        Raises TrainingError if a server refuses them or holds others afterwards. Lost servers are reported.
+        """
+        began = time.perf_counter()
+        done = Delivered()
+        self.source.settle()
+        key = (slot, self.source.changes())
+        stale = [url for url in urls if self.merged or self._held.get(url) != key]
+        if stale:
+            for url in stale:
+                self._held.pop(url, None)
+            if self.method == "disk":
+                self._through_disk(stale, label, done)
+            else:
+                self._through_buckets(stale, label, done)
+        alive = [url for url in urls if url not in done.lost]
+        name = None
+        if not self.merged:
+            name = f"w-{label}"
+            self._adapter(alive, name, label, done)
+        alive = [url for url in alive if url not in done.lost]
+        self._check_probe(alive, name, done)
+        for url in alive:
+            if url not in done.lost:
+                self._held[url] = key
+        done.seconds = time.perf_counter() - began
+        return done
+
+    # --- the ways ----------------------------------------------------------------------------------------------------
+
+    def _through_disk(self, urls: Sequence[str], label: str, done: Delivered) -> None:
+        target = self.directory / "weights"
+        digests = self._digests()
+
+        def tensors() -> Iterator[tuple[str, Tensor]]:
+            for pairs in self.source.groups(self.merged):
+                for name, tensor in pairs:
+                    whole = tensor.cpu().contiguous()
+                    if digests is not None and self._is_sender:
+                        digests.add(name, whole)
+                    yield name, whole
+
+        hf.write_hf(target, self.source.directory, tensors(), self.source.dtype)
+        done.bytes = sum(f.stat().st_size for f in target.glob("*.safetensors"))
+
+        def load(url: str) -> Coroutine:
+            return self.dialect.load_directory(self.http, url, target.absolute(), label, _LOAD_SECONDS)
+
+        self._agree(done, lambda: self._all(urls, load))
+        self._check_digests([url for url in urls if url not in done.lost], digests, done)
+
+    def _through_buckets(self, urls: Sequence[str], label: str, done: Delivered) -> None:
+        digests = self._digests()
+        self._agree(done, lambda: self._all(urls, lambda url: self.dialect.begin(self.http, url, 60.0)))
+        # With experts every data-parallel rank owns some; else one replica is enough.
+        takes_part = mpu.get_expert_model_parallel_world_size() > 1 or (
+            self.layout.data_rank == 0 and self.layout.context_rank == 0
+        )
+        self._groups += 1
+        for stage in range(self.layout.pipeline):
+            outcome = Outcome()
+            targets = [url for url in urls if url not in done.lost]
+            if stage == self.layout.pipeline_rank and takes_part and targets:
+                groups = self.source.groups(self.merged)
+                if self._is_sender:
+                    outcome = self._send(targets, groups, digests, done)
+                else:
+                    for _ in groups:
+                        pass
+            self._merge(done, outcome)
+        targets = [url for url in urls if url not in done.lost]
+        self._agree(done, lambda: self._all(targets, lambda url: self.dialect.end(self.http, url, label, 600.0)))
+        totals = self.control.gather((done.bytes, done.buckets))
+        done.bytes, done.buckets = sum(b for b, _ in totals), sum(c for _, c in totals)
+        self._check_digests([url for url in targets if url not in done.lost], digests, done)
+
+    def _send(
+        self,
+        urls: Sequence[str],
+        groups: Iterator[list[tuple[str, Tensor]]],
+        digests: Digests | None,
+        done: Delivered,
+    ) -> Outcome:
+        transport: SharedMemory | Broadcast
+        if self.method == "tensor":
+            transport = SharedMemory(self.http, self.dialect, urls, self.ranks, self.source.device)
+        else:
+            # A name of its own: after a failure the servers may still hold the last one.
+            name = f"bridge-{self.layout.pipeline_rank}-{self._groups}"
+            transport = Broadcast(self.http, self.dialect, urls, self.ranks, self.source.device, name, self.host)
+        buckets = Buckets(
+            int(self.settings.bucket_mib * 2**20), transport.make, transport.send, digests, self.dialect.alignment
+        )
+        try:
+            buckets.fill(groups)
+        finally:
+            transport.close()
+        done.bytes, done.buckets = buckets.bytes, buckets.count
+        return transport.outcome
+
+    def _adapter(self, urls: Sequence[str], name: str, label: str, done: Delivered) -> None:
+        target = self.directory / name
+        self.source.write_adapter(target)
+        self.control.barrier()
+
+        async def load(url: str) -> None:
+            await self.dialect.load_adapter(
+                self.http, url, name, target.absolute(), self.adapters.get(url), _LOAD_SECONDS
+            )
+            await self.dialect.set_label(self.http, url, label, 60.0)
+            await self.dialect.flush(self.http, url, 60.0)
+
+        self._agree(done, lambda: self._all(urls, load))
+        # vLLM may read the present one again; older ones are done with.
+        for old in {n for u in urls if (n := self.adapters.get(u)) is not None}:
+            self.source.remove(self.directory / old)
+        for url in urls:
+            if url not in done.lost:
+                self.adapters[url] = name
+
+    # --- asking servers, agreeing among ranks ------------------------------------------------------------------------
+
+    def _all(self, urls: Sequence[str], ask: Callable[[str], Coroutine]) -> Outcome:
+        """Ask all servers at once."""
+        outcome = Outcome()
+        answers = {url: self.http.start(ask(url)) for url in urls}
+        for url, answer in answers.items():
+            try:
+                answer.result(timeout=_LOAD_SECONDS)
+            except Exception as error:  # sorted out by all ranks together
+                outcome.note(url, error)
+        return outcome
+
+    def _agree(self, done: Delivered, ask: Callable[[], Outcome]) -> None:
+        """Rank 0 asks; all ranks learn what came of it."""
+        self._merge(done, ask() if self.control.is_main else Outcome())
+
+    def _merge(self, done: Delivered, outcome: Outcome) -> None:
+        for part in self.control.gather(outcome):
+            done.lost.update(part.lost)
+            outcome.refused.update(part.refused)
+        if outcome.refused:
+            url, why = next(iter(outcome.refused.items()))
+            raise TrainingError(f"{url} did not take the weights (sync.method = {self.method}): {why}")
+
+    # --- proof -------------------------------------------------------------------------------------------------------
+
+    def _digests(self) -> Digests | None:
+        """Checksums can be compared where one worker holds whole tensors that arrive as they are sent."""
+        if self.source.device.type != "cpu" or self.ranks > 1:
+            if self.settings.check == "checksum":
+                raise TrainingError("sync.check = checksum needs CPU servers of servers.tensor = 1; use probe, or auto")
+            return None
+        return None if self.settings.check == "probe" else Digests(self.dialect.hexdigest, self.dialect.positive_zeros)
+
+    def _check_digests(self, urls: Sequence[str], digests: Digests | None, done: Delivered) -> None:
+        if digests is None:
+            return
+        expected = {name: d for part in self.control.gather(digests.hex()) for name, d in part.items()}
+        outcome, wrong = Outcome(), ""
+        if self.control.is_main:
+            for url in urls:
+                try:
+                    found = self.http.run(self.dialect.checksums(self.http, url, 600.0))
+                except (ServerLost, ServerRefused) as error:
+                    outcome.note(url, error)
+                    continue
+                if found is None:
+                    continue
+                found = {name.replace(".base_layer.", "."): digest for name, digest in found.items()}
+                bad = sorted(name for name, digest in expected.items() if found.get(name) != digest)
+                # Experts are stacked in the engine's own way: the probe speaks for them.
+                bad += sorted(name for name in set(found) - set(expected) if ".experts." not in name)
+                done.checked = len(expected)
+                if "lm_head.weight" in found and "lm_head.weight" not in expected:  # tied, and listed all the same
+                    bad = [n for n in bad if n != "lm_head.weight"]
+                    if found["lm_head.weight"] != expected["model.embed_tokens.weight"]:
+                        bad.append("lm_head.weight")
+                if bad and not wrong:
+                    wrong = f"{url} holds other weights than were sent: {', '.join(bad[:4])} ({len(bad)} in all)"
+        self._merge(done, outcome)
+        wrong = next((text for text in self.control.gather(wrong) if text), "")
+        if wrong:
+            raise TrainingError(wrong)
+
+    def _check_probe(self, urls: Sequence[str], adapter: str | None, done: Delivered) -> None:
+        if self.settings.check == "checksum":
+            return
+        mine = self.probe(self._prompts)
+        outcome, worst, wrong = Outcome(), 0.0, ""
+        if self.control.is_main:
+            for url in urls:
+                try:
+                    theirs = self.http.run(self.dialect.score(self.http, url, self._prompts, adapter, 600.0))
+                except (ServerLost, ServerRefused) as error:
+                    outcome.note(url, error)
+                    continue
+                gap = float(np.mean([np.abs(a - b).mean() for a, b in zip(mine, theirs, strict=True)]))
+                worst = max(worst, gap)
+                if not gap <= self.tolerance:  # NaN too
+                    wrong = (
+                        f"{url} does not hold the weights that were sent: its log-probabilities of a probe differ from "
+                        f"the trainer's by {gap:.3g} on average, sync.probe_tolerance is {self.tolerance:g}"
+                    )
+        self._merge(done, outcome)
+        done.gap, wrong = self.control.gather((worst, wrong))[0]
+        if wrong:
+            raise TrainingError(wrong)
