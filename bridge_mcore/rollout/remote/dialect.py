@@ -226,6 +226,8 @@ def check_answer(answer: Answer, request: Request, params: SamplingParams, vocab
     early = next((i for i, t in enumerate(answer.tokens[:-1]) if t in stops), None)
     if early is not None:
         raise GarbageAnswer(f"{n} tokens, but a stop token at {early + 1}")
+    if answer.reason not in ("stop", "length"):
+        raise GarbageAnswer(f"ended for the reason '{answer.reason}', which is none that was asked for")
     if answer.reason == "length" and n < params.max_new_tokens:
         raise GarbageAnswer(f"cut after {n} tokens, before the {params.max_new_tokens} that were asked for")
     if answer.reason == "stop" and answer.tokens[-1] not in stops:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -73,9 +74,11 @@ class Dispatcher:
         failures: Path,
         name: str,
     ) -> None:
-        """failures: directory in which a request is saved that got a wrong answer. name: makes request ids unique."""
+        """failures: directory in which a request is saved that got a wrong answer. name: begins request ids."""
         self.http, self.dialect, self.limits = http, dialect, limits
-        self.vocab_size, self.failures, self.name = vocab_size, failures, name
+        self.vocab_size, self.failures = vocab_size, failures
+        # An external server may still work on what an earlier run asked: it refuses ids that it knows.
+        self.name = f"{name}-{secrets.token_hex(4)}"
         self.counts = Counts()
         #: label of weights -> their version, of all weights that this run has sent
         self.versions: dict[str, int] = {}
@@ -108,16 +111,16 @@ class Dispatcher:
 
     def submit(self, requests: Iterable[Request], params: SamplingParams) -> None:
         """Ask for answers; they are under way when this returns. Keys that are under way already are refused."""
-        items = []
+        items: dict[int, tuple[int, Request, SamplingParams]] = {}
         for request in requests:
-            if request.key in self._asked or request.key in self.done:
+            if request.key in self._asked or request.key in items:
                 raise ValueError(f"request {request.key} is under way already")
-            self._asked[request.key] = (request, params)
-            items.append((self._order, request, params))
-            self._order += 1
-        self.http.run(self._enqueue(items))
+            items[request.key] = (self._order + len(items), request, params)
+        self._order += len(items)
+        self._asked |= {key: (request, params) for key, (_, request, params) in items.items()}
+        self.http.run(self._enqueue(items.values()))
 
-    async def _enqueue(self, items: list[tuple[int, Request, SamplingParams]]) -> None:
+    async def _enqueue(self, items: Iterable[tuple[int, Request, SamplingParams]]) -> None:
         assert self._queue is not None
         for item in items:
             self._queue.put_nowait(item)
@@ -127,8 +130,8 @@ class Dispatcher:
 
         watch: called about twice a second.
         """
-        with self._changed:
-            while True:
+        while True:
+            with self._changed:
                 if self.fatal is not None:
                     return False
                 if finished(self.done):
@@ -136,7 +139,7 @@ class Dispatcher:
                 if self.is_blocked:
                     return False
                 self._changed.wait(0.5)
-                watch()
+            watch()  # without the lock: it may lose a server, which the event loop notifies of
 
     @property
     def servers(self) -> list[str]:
@@ -274,7 +277,8 @@ class Dispatcher:
             try:
                 raw, answer = await task
             except asyncio.CancelledError:
-                if not task.cancelled() or server.url not in self.lost:
+                lane = asyncio.current_task()
+                if lane is None or lane.cancelling():
                     raise
                 self.counts.retried += 1
                 return False  # the server is lost; whether it has answered cannot be known, so it is asked again
@@ -306,7 +310,7 @@ class Dispatcher:
             self.counts.transient += 1
             if attempt < self.limits.retries:
                 await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
-                if server.url in self.lost:
+                if not server.open.is_set():  # lost, or its weights are about to change
                     return False
         return self._fail(request, None, f"no answer after {self.limits.retries + 1} attempts; the last: {problem}")
 

@@ -83,6 +83,8 @@ class RemoteEngine:
         self._count += 1
         label = f"{self._nonce}.{self._count}.{self._slot}"
         self._versions[label] = version
+        if self.dispatcher is not None:  # what was in flight goes on with these weights before `_open`
+            self.dispatcher.versions[label] = version
         total = Delivered()
         while urls:
             done = self.delivery.deliver(urls, label, self._slot)

@@ -193,6 +193,8 @@ class Fleet:
         try:
             return None, self.http.run(self.dialect.label(self.http, url, self.settings.health_seconds))
         except (ServerLost, ServerRefused) as error:
+            if server is not None and server.ends_within(1.0):
+                return server.describe_exit(), None
             return f"{self._name(url)} does not answer ({error})", None
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
-"""python guard.py COMMAND …: run a server so that nothing of it outlives the trainer, and nothing outlives itself.
+"""python guard.py TRAINER COMMAND …: run a server so that it does not outlive the trainer, nor its workers outlive it.
 
 A server's workers live on when it is killed (vLLM's do), and a server lives on when the trainer is. So each runs under
-this small process, in a session of its own: whoever ends first, guard, trainer or server, all that the server started
-is killed. Ends with the exit code of the server, 128 + N if signal N killed it. Only the standard library is used.
+this small process, in a session of its own: when the trainer (process id TRAINER) or the server ends, or this process
+is asked to, all that is in the server's process group is killed. Should the guard itself be killed, the kernel kills
+the server. Ends with the exit code of the server, 128 + N if signal N killed it. Only the standard library is used.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ def _signal_when_parent_dies(number: int) -> None:
         ctypes.CDLL(None).prctl(1, number)
 
 
-def main(command: list[str]) -> int:
+def main(trainer: int, command: list[str]) -> int:
     """Run the command to its end; see above."""
     asked = False
 
@@ -34,13 +35,14 @@ def main(command: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, ask)
     _signal_when_parent_dies(signal.SIGTERM)
-    parent = os.getppid()
+    if os.getppid() != trainer:  # it died before the kernel was asked to tell
+        return 128 + signal.SIGTERM
     server = subprocess.Popen(
         command, start_new_session=True, preexec_fn=lambda: _signal_when_parent_dies(signal.SIGKILL)
     )
     deadline = float("inf")
     while server.poll() is None:
-        if (asked or os.getppid() != parent) and deadline == float("inf"):
+        if (asked or os.getppid() != trainer) and deadline == float("inf"):
             deadline = time.monotonic() + _GRACE_S
             with contextlib.suppress(ProcessLookupError):
                 server.terminate()
@@ -54,4 +56,4 @@ def main(command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

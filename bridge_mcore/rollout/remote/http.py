@@ -91,9 +91,10 @@ class Http:
         """Close all connections and end the thread; what still runs is cancelled."""
 
         async def finish() -> None:
-            for task in asyncio.all_tasks():
-                if task is not asyncio.current_task():
-                    task.cancel()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
             if self._session is not None:
                 await self._session.close()
 
@@ -102,6 +103,8 @@ class Http:
                 self.start(finish()).result(timeout=10)
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(timeout=10)
+            if not self._thread.is_alive():
+                self.loop.close()
 
     def __enter__(self) -> Http:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -85,6 +86,10 @@ class ServerProcess:
         if self.devices is not None:
             for variable in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
                 everything[variable] = ",".join(str(d) for d in self.devices)
+        if shutil.which(command[0], path=everything.get("PATH")) is None:
+            raise TrainingError(
+                f"{self.name} cannot be started: {command[0]} is no executable file; set servers.python"
+            )
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
             self._end_of_log = log.tell()
@@ -100,11 +105,21 @@ class ServerProcess:
         """How it ended; None while it runs."""
         return -1 if self.process is None else self.process.poll()
 
+    def ends_within(self, seconds: float) -> bool:
+        """Whether it has ended, or does so in this time: a connection breaks before the exit code is there."""
+        if self.process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=seconds)
+        return self.exit_code() is not None
+
     def describe_exit(self) -> str:
         """One line: how it ended."""
         code = self.exit_code()
+        if self.process is None:
+            return f"{self.name} was not started"
         if code is None:
             return f"{self.name} is running"
+        code = 128 - code if code < 0 else code  # of the guard itself
         known = {128 + s.value: s.name for s in signal.Signals}
         return f"{self.name} " + (f"was killed by {known[code]}" if code in known else f"ended with exit code {code}")
 
@@ -141,7 +156,7 @@ class ServerProcess:
 def start_guarded(command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen:
     """Start a server under `guard`, which ends it with all it started when the trainer dies."""
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_GUARD), *command],
+        [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *command],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=log,

@@ -254,7 +254,9 @@ def _parse(raw: Any) -> Answer:
         named = tuple(int(c["token_id"]) for c in content)
         spans = tuple((str(s["version"]), int(s["end"]) - int(s["start"])) for s in choice["weight_versions"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise GarbageAnswer(f"an answer without {error}: {json.dumps(raw)[:300]}") from error
+        raise GarbageAnswer(
+            f"an answer that cannot be read ({type(error).__name__}: {error}): {json.dumps(raw)[:300]}"
+        ) from error
     if reason != "abort" and named != tokens:
         raise GarbageAnswer("log-probabilities of other tokens than the answer's")
     return Answer(tokens, logprobs, reason, spans)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -22,6 +23,7 @@ from bridge_mcore.rollout.sync.shared import buffer_path
 
 #: A bucket takes far less; a worker that is silent for longer has hung.
 BUCKET_SECONDS = 600.0
+_JOIN_SECONDS = 120.0
 
 
 @dataclass
@@ -137,16 +139,36 @@ class Broadcast:
         joins = {url: http.start(dialect.join(http, url, self.group, BUCKET_SECONDS)) for url in self.urls}
         self._group: Any = None
         try:
-            self._group = join_group(self.group, rank=0, seconds=120.0, device=device)
+            self._group = self._join(joins)
         except Exception as error:  # torch raises many kinds; all mean that somebody did not come
-            for url in self.urls:
-                answer = joins[url]
+            for url, answer in joins.items():
                 if answer.done() and (failure := answer.exception()) is not None:
                     self.outcome.note(url, failure)
-            if not self.outcome.lost and not self.outcome.refused:
-                self.outcome.note(self.urls[0], ServerLost(f"the process group did not form: {error}"))
-            self.abandon(f"the process group did not form: {error}")
-        _Posted(joins, self.outcome).wait() if self._group is not None else None
+            if not self.outcome.refused:
+                self.abandon(f"the process group did not form: {error}")
+            return
+        _Posted(joins, self.outcome).wait()
+
+    def _join(self, joins: dict[str, Future]) -> Any:
+        """Join while the servers do, but do not wait for one that has failed already."""
+        joined: Future[Any] = Future()
+
+        def join() -> None:
+            try:
+                if self.device.type == "cuda":
+                    torch.cuda.set_device(self.device)
+                joined.set_result(join_group(self.group, 0, _JOIN_SECONDS, self.device))
+            except Exception as error:  # raised where it is waited for
+                joined.set_exception(error)
+
+        # A thread, because nothing else ends torch's wait for a member that will never come.
+        threading.Thread(target=join, name="join", daemon=True).start()
+        while not joined.done():
+            for answer in joins.values():
+                if answer.done() and (failure := answer.exception()) is not None:
+                    raise failure
+            time.sleep(0.005)
+        return joined.result()
 
     def make(self, size: int) -> Tensor:
         """A buffer, uint8 [size]."""
