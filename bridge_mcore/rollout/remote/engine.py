@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.methods.base import THETA
@@ -51,7 +52,7 @@ class RemoteEngine:
         #: url -> label of the weights it was given last; label -> version
         self._held: dict[str, str] = {}
         self._versions: dict[str, int] = {}
-        self._resting = False
+        self._resting = self._paused = False
         #: called with (answers finished, answers asked for, tokens so far); for progress
         self.on_progress: Callable[[int, int, int], None] | None = None
 
@@ -65,12 +66,11 @@ class RemoteEngine:
             return {}
         began = time.perf_counter()
         self._wake()
-        paused = self._pause()
+        self._pause()
         self.version, self._slot = version, slot
         for url in self.fleet.revive(lost, ""):  # whatever they hold, they get the new weights now
             self.delivery.forget(url)
         delivered = self._deliver(self.fleet.urls, version)
-        self._resume(paused)
         self._open(self.fleet.urls)
         return {
             "seconds_sync": time.perf_counter() - began,
@@ -87,7 +87,7 @@ class RemoteEngine:
             self.dispatcher.versions[label] = version
         total = Delivered()
         while urls:
-            done = self.delivery.deliver(urls, label, self._slot)
+            done = self.delivery.deliver(urls, label, self._slot, self._resume)
             total.bytes += done.bytes
             total.buckets += done.buckets
             total.gap, total.checked = max(total.gap, done.gap), max(total.checked, done.checked)
@@ -133,18 +133,18 @@ class RemoteEngine:
                     raise TrainingError(str(error)) from error
         self.control.barrier()
 
-    def _pause(self) -> bool:
+    def _pause(self) -> None:
         """Hold what is in flight while the weights change."""
-        if not self._in_flight():
-            return False
-        if self.dispatcher is not None:
-            self.dispatcher.shut()
-        self._everywhere(self.dialect.pause, 120.0, self.fleet.urls)
-        return True
+        if self._in_flight():
+            if self.dispatcher is not None:
+                self.dispatcher.shut()
+            self._everywhere(self.dialect.pause, 120.0, self.fleet.urls)
+            self._paused = True
 
-    def _resume(self, paused: bool) -> None:
-        if paused:
+    def _resume(self) -> None:
+        if self._paused:
             self._everywhere(self.dialect.resume, 120.0, self.fleet.urls)
+            self._paused = False
 
     def rest(self) -> dict[str, float]:
         """See Engine.rest: colocated servers give their memory to training."""
@@ -270,4 +270,8 @@ class RemoteEngine:
         """Stop asking, and end managed servers. Not collective."""
         if self.dispatcher is not None:
             self.dispatcher.close()
+        if self._paused and self.control.is_main:  # an update failed: servers of others must not stay so
+            for url in self.fleet.urls:
+                with suppress(Exception):
+                    self.http.run(self.dialect.resume(self.http, url, 5.0))
         self.fleet.close()

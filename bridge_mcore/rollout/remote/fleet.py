@@ -103,6 +103,8 @@ class Fleet:
                 if server is not None and server.exit_code() is not None:
                     raise TrainingError(self._last_words(server, f"{server.describe_exit()} while starting"))
                 try:
+                    if server is None:  # a trainer that was killed may have left it paused
+                        self.http.run(self.dialect.resume(self.http, url, 20.0))
                     self.http.run(self.dialect.ready(self.http, url, 20.0))
                 except (ServerLost, ServerRefused) as error:
                     if time.monotonic() - began > self.settings.start_seconds:
@@ -198,7 +200,9 @@ class Fleet:
             return f"{self._name(url)} does not answer ({error})", None
 
     def close(self) -> None:
-        """End the managed servers. Not collective."""
+        """End the managed servers, all at once. Not collective."""
+        for server in self.owned.values():
+            server.ask_to_end()
         for server in self.owned.values():
             server.close()
 

@@ -92,9 +92,9 @@ class ServerProcess:
             )
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
-            self._end_of_log = log.tell()
             log.write(f"\n== {time.strftime('%F %T')} {' '.join(command)}\n".encode())
             log.flush()
+            self._end_of_log = log.tell()
             try:
                 self.process = start_guarded(command, everything, log)
             except OSError as error:
@@ -128,7 +128,7 @@ class ServerProcess:
         with suppress(OSError), open(self.log, "rb") as log:
             log.seek(self._end_of_log)
             lines = deque((_readable(line) for line in log if line.strip()), maxlen=count)
-            return "\n".join(f"    {line}" for line in lines)
+            return "\n".join(f"    {line}" for line in lines or ["(nothing)"])
         return "    (there is no log)"
 
     def diagnosis(self) -> str:
@@ -141,11 +141,16 @@ class ServerProcess:
                     return meaning
         return ""
 
+    def ask_to_end(self) -> None:
+        """Have it end, and all that it started; it is killed after some seconds."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+
     def close(self) -> None:
-        """End it and all that it started: asked first, killed after some seconds."""
+        """As `ask_to_end`, and wait until it has ended."""
         if self.process is None or self.process.poll() is not None:
             return
-        self.process.terminate()
+        self.ask_to_end()
         try:
             self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:

@@ -131,7 +131,9 @@ class SGLang:
 
     async def set_label(self, http: Http, url: str, label: str, seconds: float) -> None:
         """See Dialect.set_label."""
-        await http.post(f"{url}/update_weight_version", {"new_version": label}, seconds=seconds)
+        # Left to its default, SGLang breaks off all requests that are under way.
+        body = {"new_version": label, "abort_all_requests": False}
+        await http.post(f"{url}/update_weight_version", body, seconds=seconds)
 
     async def pause(self, http: Http, url: str, seconds: float) -> None:
         """See Dialect.pause. Retracted, so that the cache of the old weights is not used with the new ones."""

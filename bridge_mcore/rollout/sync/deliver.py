@@ -89,10 +89,12 @@ class Delivery:
         self.adapters.pop(url, None)
         self._held.pop(url, None)
 
-    def deliver(self, urls: Sequence[str], label: str, slot: str) -> Delivered:
+    def deliver(self, urls: Sequence[str], label: str, slot: str, resume: Callable[[], None]) -> Delivered:
         """Send the live weights (of `slot`) to `urls` under `label`. Collective.
 
-        Raises TrainingError if a server refuses them or holds others afterwards. Lost servers are reported.
+        resume: lets servers go on that were paused; called when the weights are there, before the probe, which a
+        paused server would not answer. Lost servers are reported. Raises TrainingError if a server refuses the weights
+        or holds others afterwards.
         """
         began = time.perf_counter()
         done = Delivered()
@@ -112,6 +114,7 @@ class Delivery:
             name = f"w-{label}"
             self._adapter(alive, name, label, done)
         alive = [url for url in alive if url not in done.lost]
+        resume()
         self._check_probe(alive, name, done)
         for url in alive:
             if url not in done.lost:

@@ -16,9 +16,10 @@ import torch
 import transformers
 from peft import PeftModel
 
+from bridge_mcore.config.engines import default_python
 from tests.models import save_tiny
 from tests.parallel.processes import run_ranks
-from tests.support.servers import real_server
+from tests.support.servers import ROOT, real_server
 
 TOLERANCE = 1e-5
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -70,6 +71,21 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 def start(tmp_path: Path, plan: dict[str, Any], ranks: int) -> None:
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     run_ranks(ranks, "tests.rollout.sync.sync_job", str(tmp_path / "plan.json"), str(tmp_path), timeout=300)
+
+
+def test_vllm_has_what_was_sent(tmp_path: Path, seed: int) -> None:
+    """The real vLLM server, from TP2; Qwen3, because its attention wants heads of 32."""
+    if not (ROOT / default_python("vllm")).is_file():
+        pytest.skip("vLLM is not installed: run `make engine-vllm`")
+    model = tmp_path / "model"
+    save_tiny("qwen3", model)
+    with real_server(model, tmp_path, engine="vllm", lora_rank=4, lora_targets=PROJECTIONS) as running:
+        plan = {
+            "engine": "vllm", "url": running.url, "model": str(model), "parallel": LAYOUTS["tp2"], "ways": WAYS,
+            "seed": seed % 1000, "bucket_mib": 20 / 1024,
+        }  # fmt: skip
+        start(tmp_path, plan, ranks=2)
+    check(tmp_path, WAYS)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
