@@ -1,5 +1,6 @@
 # make quickstart   set up, then train a small model with BRIDGE end to end (a few minutes on two CPU cores)
-# make test         set up, then run the tests
+# make test         set up (also a real SGLang server), then run the tests
+# make quickstart-sglang   20 steps of the quickstart with rollouts from a real SGLang server
 # make engines      real SGLang and vLLM servers for a CPU, in .venv-sglang and .venv-vllm (also: engine-sglang, engine-vllm)
 # The first two make .venv; the second run's set-up takes seconds. To use another interpreter: make PYTHON=/path/to/python3.12 …
 
@@ -12,11 +13,11 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test lint setup engines engine-sglang engine-vllm clean
+.PHONY: quickstart quickstart-sglang test lint setup engines engine-sglang engine-vllm clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,4p' Makefile | cut -c3-
+	@sed -n '1,5p' Makefile | cut -c3-
 
 # torch goes first, alone and pinned: asked for by another package, pip may choose a build with gigabytes of CUDA.
 $(VENV)/.installed: pyproject.toml
@@ -35,7 +36,12 @@ quickstart: setup
 	@echo "== bridge-mcore train examples/quickstart.yaml"
 	@$(BIN)/bridge-mcore train examples/quickstart.yaml run.resume=restart
 
-test: setup
+quickstart-sglang: setup engine-sglang
+	@echo "== bridge-mcore train examples/quickstart.yaml rollout.engine=sglang"
+	@$(BIN)/bridge-mcore train examples/quickstart.yaml run.resume=restart run.directory=runs/quickstart_sglang \
+	  rollout.engine=sglang training.steps=20 evaluation.every=10
+
+test: setup engine-sglang
 	@echo "== pytest"
 	@$(BIN)/python -m pytest $(TESTS)
 

@@ -189,7 +189,7 @@ def _plain(value: Any) -> Any:
 
 def _tag(key: str) -> str:
     """TensorBoard's name of a metric: its cards are grouped by what stands before the slash."""
-    for group in ("seconds", "grad_norm", "update_norm", "logprob_gap", "verifier"):
+    for group in ("seconds", "grad_norm", "update_norm", "logprob_gap", "verifier", "sync", "rollouts", "server"):
         if key.startswith(group + "_"):
             return f"{group}/{key[len(group) + 1 :]}"
     return f"objective/{key}" if key.startswith("j_") or key in ("gain", "lam", "kl") else f"train/{key}"

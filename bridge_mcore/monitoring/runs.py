@@ -24,6 +24,7 @@ METHOD_NAMES = {"bridge": "BRIDGE", "rl_zero": "RL-zero", "sft": "SFT", "cold_st
 
 #: Phases of a step, as metrics name them and as people do; `seconds_step` covers them all.
 PHASES = {
+    "seconds_sync": "weight sync",
     "seconds_rollout": "rollouts",
     "seconds_reward": "rewards",
     "seconds_reference": "reference policy",

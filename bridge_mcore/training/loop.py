@@ -83,10 +83,7 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest, wr
                 samples, own, metrics = gather_samples(session, step)
             except EngineLost as error:
                 # The step has changed nothing yet: it is taken again, with the same data, by the run that goes on.
-                save(session, step, course, writer, position)
-                writer.finish()
-                kept = f"\nthe run is saved after step {step}; go on with run.resume=auto"
-                raise TrainingError(f"step {step + 1}, while rolling out: {error}{kept}") from error
+                raise keep(error, session, step, course, writer, position) from error
             except TrainingError as error:
                 raise TrainingError(f"step {step + 1}, while rolling out: {error}") from error
             if config.debug.save_rollouts or config.debug.only == "rollouts":
@@ -123,8 +120,11 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest, wr
                 "seconds_train": time.perf_counter() - referenced, "memory_gib": session.platform.memory_gib(),
             }  # fmt: skip
             if config.evaluation.every and step % config.evaluation.every == 0 and step < total:
-                session.schedule.settle(step)
-                metrics |= course.evaluate(session, step)
+                try:
+                    session.schedule.settle(step)
+                    metrics |= course.evaluate(session, step)
+                except EngineLost as error:
+                    raise keep(error, session, step, course, writer, session.position()) from error
             metrics["seconds_step"] = time.perf_counter() - began
             working = metrics["seconds_step"] - metrics.get("seconds_evaluation", 0.0)
             metrics["tokens_per_second"] = metrics.pop("tokens") / working
@@ -181,11 +181,26 @@ def identity(session: Session) -> dict[str, Any]:
     return {**sizes, "method": config.method.name, "optimizer": config.optimizer.name}
 
 
-def save(
-    session: Session, step: int, course: Course, writer: CheckpointWriter, position: dict[str, Any] | None = None
-) -> None:
-    """Start writing a checkpoint. position: of the data, if it is not where the session stands."""
-    if position is None:
+def save(session: Session, step: int, course: Course, writer: CheckpointWriter) -> None:
+    """Start writing a checkpoint."""
+    try:
         session.schedule.settle(step)
-        position = session.position()
+    except EngineLost as error:
+        raise keep(error, session, step, course, writer, session.position()) from error
+    write(session, step, course, writer, session.position())
+
+
+def write(session: Session, step: int, course: Course, writer: CheckpointWriter, position: dict[str, Any]) -> None:
+    """Start writing a checkpoint whose run goes on at `position` of the data."""
     writer.save(session.policy, step, {"position": position, "course": course.state()}, identity(session))
+
+
+def keep(
+    error: EngineLost, session: Session, step: int, course: Course, writer: CheckpointWriter, position: dict[str, Any]
+) -> TrainingError:
+    """Servers are lost for good: save the run as it is after `step`, and return what to tell the user."""
+    write(session, step, course, writer, position)
+    writer.finish()
+    return TrainingError(
+        f"step {step + 1}, while rolling out: {error}\nthe run is saved after step {step}; go on with run.resume=auto"
+    )

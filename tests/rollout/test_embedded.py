@@ -93,18 +93,19 @@ def test_a_sequence_over_the_context_is_refused(engine_of, seed):
         engine.generate([Request(0, (1, 2))], SamplingParams(511))
 
 
-def test_sampling_follows_the_distribution(seed):
-    """10⁵ draws at temperature 2 and top-p 0.8: frequencies within 5 standard errors, nothing outside the nucleus."""
+@pytest.mark.parametrize("top_k", [0, 2, 12])
+def test_sampling_follows_the_distribution(seed, top_k):
+    """10⁵ draws at temperature 2 and top-p 0.8 (and top-k): frequencies within 5 standard errors, nothing outside."""
     from bridge_mcore.rollout.sampling import sample, uniform
 
     n = 100_000
     logits = torch.randn(12, generator=torch.Generator().manual_seed(seed)) * 2
     draws = uniform(seed, torch.arange(n), 3)
     assert abs(draws.mean() - 0.5) < 5 * (1 / 12 / n) ** 0.5
-    tokens, logprobs = sample(logits.expand(n, -1), draws, 2.0, 0.8)
+    tokens, logprobs = sample(logits.expand(n, -1), draws, 2.0, 0.8, top_k)
     p = (logits / 2).softmax(-1)
     ordered, order = p.sort(descending=True)
-    kept = order[: int((ordered.cumsum(0) < 0.8).sum()) + 1]
+    kept = order[: int((ordered.cumsum(0) < 0.8).sum()) + 1][: top_k or None]
     want = torch.zeros(12).index_copy(0, kept, p[kept] / p[kept].sum())
     got = tokens.bincount(minlength=12) / n
     assert ((got - want).abs() <= 5 * (want * (1 - want) / n).sqrt() + 1e-12).all()

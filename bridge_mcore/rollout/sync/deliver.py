@@ -184,9 +184,9 @@ class Delivery:
             # A name of its own: after a failure the servers may still hold the last one.
             name = f"bridge-{self.layout.pipeline_rank}-{self._groups}"
             transport = Broadcast(self.http, self.dialect, urls, self.ranks, self.source.device, name, self.host)
-        buckets = Buckets(
-            int(self.settings.bucket_mib * 2**20), transport.make, transport.send, digests, self.dialect.alignment
-        )
+        alignment = self.dialect.alignment
+        budget = min(int(self.settings.bucket_mib * 2**20), self.source.size(alignment))
+        buckets = Buckets(budget, transport.make, transport.send, digests, alignment)
         try:
             buckets.fill(groups)
         finally:

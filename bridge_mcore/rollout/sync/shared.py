@@ -38,11 +38,11 @@ def _by_name() -> Iterator[None]:
 
 def shared_buffer(size: int, device: torch.device) -> Tensor:
     """An uninitialised buffer, uint8 [size], that workers on this host can open."""
-    buffer = torch.empty(size, dtype=torch.uint8, device=device)
-    if device.type == "cpu":
-        with _by_name():
-            buffer.share_memory_()
-    return buffer
+    if device.type != "cpu":
+        return torch.empty(size, dtype=torch.uint8, device=device)
+    with _by_name():
+        # Not share_memory_(), which copies the memory that it shares.
+        return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
 
 
 def _reduce(tensor: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bridge_mcore.checkpoint.hf import expected_tensors
 from bridge_mcore.model.families.base import Family, ModelShape
 from bridge_mcore.model.lora import LoRAShape
 from bridge_mcore.rollout.sync.weights import live_groups
@@ -43,6 +45,11 @@ class Source:
     def groups(self, merged: bool) -> Iterator[list[tuple[str, Tensor]]]:
         """This stage's weights; see `live_groups`. Collective over the stage."""
         return live_groups(self.chunks, self.family, self.shape, merged, self.dtype)
+
+    def size(self, alignment: int) -> int:
+        """Bytes of a buffer that all weights fit into, each at a multiple of `alignment`."""
+        shapes = expected_tensors(self.family, self.shape).values()
+        return sum(math.prod(shape) * self.dtype.itemsize + alignment for shape in shapes)
 
     @staticmethod
     def remove(directory: Path) -> None:

@@ -59,6 +59,7 @@ def test_killed_at_five_moments(tmp_path: Path) -> None:
     assert metrics[-1]["server_losses"] == len(MOMENTS)
 
 
+@pytest.mark.slow
 def test_killed_in_a_broadcast(tmp_path: Path) -> None:
     """distributed: before the process group forms, and while a bucket is broadcast."""
     overrides = ("training.steps=3", "sync.method=distributed")

@@ -80,12 +80,26 @@ def change(policy: Policy, factor: float) -> None:
     policy.changes[THETA] += 1
 
 
-def logprobs(directory: Path, rollout: Rollout) -> torch.Tensor:
+def logprobs(directory: Path, rollout: Rollout, temperature: float = 1.0) -> torch.Tensor:
     """Of a rollout's tokens, by transformers."""
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     with torch.no_grad():
         logits = model(torch.tensor([[*rollout.prompt, *rollout.tokens]])).logits[0, len(rollout.prompt) - 1 : -1]
-    return logits.log_softmax(-1).gather(-1, torch.tensor(rollout.tokens)[:, None])[:, 0]
+    return (logits / temperature).log_softmax(-1).gather(-1, torch.tensor(rollout.tokens)[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_what_restricts_sampling_does_not_renormalise(
+    parts: tuple[Policy, RemoteEngine], tmp_path: Path, temperature: float
+) -> None:
+    """top-p and top-k: the reported log-probabilities are the whole distribution's at that temperature."""
+    policy, engine = parts
+    engine.refresh(1)
+    policy.export_theta(tmp_path / "theta")
+    params = SamplingParams(40, temperature, top_p=0.8, top_k=5)
+    for rollout in engine.generate([Request(i, (5, 6, 7 + i)) for i in range(3)], params):
+        found = torch.from_numpy(np.array(rollout.logprobs))
+        assert (found - logprobs(tmp_path / "theta", rollout, temperature)).abs().max() <= TOLERANCE
 
 
 def test_each_token_is_of_the_weights_it_says(parts: tuple[Policy, RemoteEngine], tmp_path: Path) -> None:
@@ -177,6 +191,32 @@ def test_weights_that_did_not_arrive_are_found(
     corrupt["on"] = False
     engine.version = -1
     assert engine.refresh(1)["sync_probe_gap"] <= TOLERANCE
+
+
+def test_a_server_that_rests_gives_memory_and_takes_it_back(
+    parts: tuple[Policy, RemoteEngine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Colocated servers, as far as a CPU shows: SGLang takes the calls, in order, and answers rightly."""
+    policy, engine = parts
+    engine.colocated = True
+    asked: list[str] = []
+    for name in ("release_memory", "take_memory", "begin"):
+        method = getattr(engine.dialect, name)
+
+        def noted(*args: Any, method: Any = method, name: str = name) -> Any:
+            asked.append(name)
+            return method(*args)
+
+        monkeypatch.setattr(engine.dialect, name, noted)
+    engine.refresh(1)
+    assert "seconds_release" in engine.rest() and engine.rest() == {}, "it rests already"
+    change(policy, 1.01)
+    engine.refresh(2)
+    assert asked == ["begin", "release_memory", "take_memory", "begin"]
+    policy.export_theta(tmp_path / "theta")
+    (rollout,) = engine.generate([Request(1, (4, 5))], SamplingParams(9))
+    found = torch.from_numpy(np.array(rollout.logprobs))
+    assert (found - logprobs(tmp_path / "theta", rollout)).abs().max() <= TOLERANCE
 
 
 def test_a_token_outside_the_vocabulary_is_refused_here(parts: tuple[Policy, RemoteEngine]) -> None:
