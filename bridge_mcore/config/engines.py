@@ -68,7 +68,7 @@ class Servers(Section):
     )
     port: int = Field(0, ge=0, le=65000, description="managed: first port; 0 takes free ones")
     devices: list[int] | None = Field(
-        None, description="managed: GPUs of this host's servers, `tensor` for each (default: all it sees, in order)"
+        None, description="managed: GPUs of a host's servers, `tensor` for each (default: those after the trainer's)"
     )
     colocated: bool = Field(False, description="servers share the trainer's GPUs and give up memory while it trains")
     memory_fraction: float | None = Field(
@@ -98,7 +98,7 @@ class Sync(Section):
     method: Literal["auto", "disk", "tensor", "distributed"] = Field(
         "auto",
         description="disk: through a directory; tensor: through memory of the same host; distributed: a process group "
-        "of trainer and servers; auto: tensor for managed servers of a run on one host, else distributed",
+        "of trainer and servers; auto: distributed, tensor on CPU and for colocated SGLang, disk for colocated vLLM",
     )
     adapter: Literal["merged", "adapter"] = Field(
         "merged", description="merged: the engine gets θ + (α/r)BA; adapter: it gets θ, and w as a LoRA adapter"

@@ -104,7 +104,13 @@ class EngineRoom:
         names = self.control.gather(socket.gethostname())
         one_host = len(set(names)) == 1
         if chosen == "auto":
-            chosen = "tensor" if one_host and self.config.servers.mode == "managed" else "distributed"
+            managed = one_host and self.config.servers.mode == "managed"
+            if self.platform.kind == "cpu":
+                chosen = "tensor" if managed else "distributed"
+            elif self.config.servers.colocated:  # two ranks of a process group cannot share a GPU
+                chosen = "tensor" if managed and self.dialect.sees_all_devices else "disk"
+            else:
+                chosen = "distributed"
         if chosen == "tensor" and not one_host:
             raise TrainingError(
                 "sync.method = tensor shares memory of one host, but this run has several; use distributed or disk"

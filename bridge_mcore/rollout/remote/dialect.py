@@ -36,6 +36,7 @@ class LaunchOptions:
     tensor: int
     context: int  # tokens
     in_flight: int
+    first_device: int = 0  # GPU of its first worker
     lora_rank: int = 0  # 0: no live adapter
     lora_targets: tuple[str, ...] = ()
     memory_fraction: float | None = None
@@ -89,6 +90,7 @@ class Dialect(Protocol):
     name: str
     methods: tuple[str, ...]  # ways of weight sync that its servers know on every platform
     says_versions: bool  # every answer says which weights sampled which token
+    sees_all_devices: bool  # its GPUs are chosen by number, so that workers can open memory of the trainer's
     alignment: int  # of tensors in a bucket, bytes
     positive_zeros: bool  # its checksums take -0 as 0
 

@@ -62,7 +62,7 @@ class RemoteEngine:
         """See Engine.refresh. `slot`: whose base weights are live."""
         wanted = (version, slot)
         lost = self._lost()
-        if wanted == (self.version, self._slot) and not lost:
+        if wanted == (self.version, self._slot) and not lost and not self._resting:
             return {}
         began = time.perf_counter()
         self._wake()

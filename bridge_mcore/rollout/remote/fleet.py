@@ -7,12 +7,13 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bridge_mcore.config.engines import Servers, default_python
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.monitoring.progress import say
-from bridge_mcore.platform.ranks import free_port
+from bridge_mcore.platform.ranks import free_port, gpu_memories
 from bridge_mcore.rollout.remote.control import Control
 from bridge_mcore.rollout.remote.dialect import Dialect, LaunchOptions
 from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
@@ -56,8 +57,10 @@ class Fleet:
             host = "127.0.0.1" if one_host else socket.gethostbyname(socket.gethostname())
             for i in range(first, first + count):
                 port = settings.port + i if settings.port else free_port()
-                place = LaunchOptions(**{**vars(options), "host": host, "port": port})
-                devices = settings.devices[i * options.tensor : (i + 1) * options.tensor] if settings.devices else None
+                devices = self._devices(i, options, trainers=names.count(names[control.rank]))
+                place = replace(options, host=host, port=port, first_device=devices[0] if devices else 0)
+                if dialect.sees_all_devices:
+                    devices = None  # it is told the first of them
                 name = (
                     f"{dialect.name} server {i}" if one_host else f"{dialect.name} server {i} on {names[control.rank]}"
                 )
@@ -65,6 +68,23 @@ class Fleet:
                 server = ServerProcess(name, dialect, place, log, devices, settings.environment)
                 self.owned[server.url] = server
         self.urls = [url for part in control.gather(list(self.owned)) for url in part]
+
+    def _devices(self, index: int, options: LaunchOptions, trainers: int) -> list[int] | None:
+        """GPUs of a server, among those this host shows: the configured ones, or those after the trainer's own (from
+        the first one on if they are shared). None on CPU."""
+        if options.device == "cpu" and self.settings.devices is None:
+            return None
+        place = range(index * options.tensor, (index + 1) * options.tensor)
+        if self.settings.devices is not None:
+            return [self.settings.devices[i] for i in place]
+        chosen = [i + (0 if options.colocated else trainers) for i in place]
+        there = len(gpu_memories())
+        if there and chosen[-1] >= there:
+            raise TrainingError(
+                f"{self.dialect.name} server {index} needs GPUs {chosen}, beside the trainer's {trainers}, but this "
+                f"host shows {there}: set servers.devices, servers.colocated=true, or fewer trainer processes"
+            )
+        return chosen
 
     def launch(self) -> None:
         """Start the managed servers; returns while they are starting."""

@@ -85,7 +85,9 @@ class ServerProcess:
                 del everything[variable]
         if self.devices is not None:
             for variable in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
-                everything[variable] = ",".join(str(d) for d in self.devices)
+                shown = [name for name in os.environ.get(variable, "").split(",") if name]
+                chosen = [shown[d] if d < len(shown) else str(d) for d in self.devices]
+                everything[variable] = ",".join(chosen)
         if shutil.which(command[0], path=everything.get("PATH")) is None:
             raise TrainingError(
                 f"{self.name} cannot be started: {command[0]} is no executable file; set servers.python"

@@ -27,6 +27,7 @@ class SGLang:
     name = "sglang"
     methods = ("disk", "tensor", "distributed")
     says_versions = True
+    sees_all_devices = True
     alignment = 1
     positive_zeros = False
 
@@ -48,6 +49,8 @@ class SGLang:
             command += ["--max-loras-per-batch", "2", "--max-loaded-loras", "2"]
         if o.colocated:
             command += ["--enable-memory-saver"]
+        if o.device != "cpu":
+            command += ["--base-gpu-id", str(o.first_device)]
         if o.device == "cpu":
             # Without AMX kernels SGLang's CPU layers are PyTorch's; memory is taken in tokens, not as a share.
             command += [

@@ -33,6 +33,7 @@ class VLLM:
     name = "vllm"
     methods = ("disk", "tensor", "distributed")
     says_versions = True
+    sees_all_devices = False
     alignment = 16
     positive_zeros = True
 

@@ -255,9 +255,10 @@ class Delivery:
         expected = {name: d for part in self.control.gather(digests.hex()) for name, d in part.items()}
         outcome, wrong = Outcome(), ""
         if self.control.is_main:
-            for url in urls:
+            answers = {url: self.http.start(self.dialect.checksums(self.http, url, 600.0)) for url in urls}
+            for url, answer in answers.items():
                 try:
-                    found = self.http.run(self.dialect.checksums(self.http, url, 600.0))
+                    found = answer.result()
                 except (ServerLost, ServerRefused) as error:
                     outcome.note(url, error)
                     continue
@@ -282,12 +283,17 @@ class Delivery:
     def _check_probe(self, urls: Sequence[str], adapter: str | None, done: Delivered) -> None:
         if self.settings.check == "checksum":
             return
-        mine = self.probe(self._prompts)
         outcome, worst, wrong = Outcome(), 0.0, ""
+        answers = {}
+        if self.control.is_main:  # they work on it while the trainer does
+            answers = {
+                url: self.http.start(self.dialect.score(self.http, url, self._prompts, adapter, 600.0)) for url in urls
+            }
+        mine = self.probe(self._prompts)
         if self.control.is_main:
-            for url in urls:
+            for url, answer in answers.items():
                 try:
-                    theirs = self.http.run(self.dialect.score(self.http, url, self._prompts, adapter, 600.0))
+                    theirs = answer.result()
                 except (ServerLost, ServerRefused) as error:
                     outcome.note(url, error)
                     continue

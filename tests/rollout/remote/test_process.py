@@ -50,6 +50,7 @@ class StandIn:
     """A dialect whose servers are a Python program: {port} in it is theirs."""
 
     name = "stand-in"
+    sees_all_devices = False
 
     def __init__(self, program: str, *arguments: str) -> None:
         self.program, self.arguments = program, arguments
