@@ -90,6 +90,9 @@ def run(plan: dict[str, Any], out: Path) -> None:
                 requests = [Request(10 * i + j, p) for i, p in enumerate(prompts) for j in range(2)]
                 rollouts = engine.generate(requests, SamplingParams(NEW_TOKENS))
                 counts = engine.counts()
+                shared: list[Any] = [rollouts]
+                dist.broadcast_object_list(shared)  # replicas sample answers of their own
+                (rollouts,) = shared
             finally:
                 room.close()
             scored = runner.score([Sample(RL, (*r.prompt, *r.tokens), len(r.prompt)) for r in rollouts])

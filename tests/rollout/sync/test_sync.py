@@ -17,7 +17,7 @@ import transformers
 from peft import PeftModel
 
 from bridge_mcore.config.engines import default_python
-from tests.models import save_tiny
+from tests.models import save_tiny, tiny_hf
 from tests.parallel.processes import run_ranks
 from tests.support.servers import ROOT, real_server
 
@@ -71,6 +71,25 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 def start(tmp_path: Path, plan: dict[str, Any], ranks: int) -> None:
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     run_ranks(ranks, "tests.rollout.sync.sync_job", str(tmp_path / "plan.json"), str(tmp_path), timeout=300)
+
+
+@pytest.mark.slow
+def test_experts_of_two_ranks_arrive(tmp_path: Path, seed: int) -> None:
+    """Qwen3-MoE, untied (SGLang's has no tied output layer), its experts on two expert-parallel ranks."""
+    tied = tiny_hf("qwen3_moe")
+    config, tensors = tied.config, tied.state_dict()
+    config.tie_word_embeddings = False
+    untied = transformers.Qwen3MoeForCausalLM(config)
+    untied.load_state_dict(tensors | {"lm_head.weight": tensors["lm_head.weight"] * 0.9})
+    untied.save_pretrained(tmp_path / "model")
+    ways = [[method, "merged"] for method in ("disk", "tensor", "distributed")]
+    with real_server(tmp_path / "model", tmp_path) as running:
+        plan = {
+            "engine": "sglang", "url": running.url, "model": str(tmp_path / "model"), "ways": ways,
+            "parallel": {"expert": 2, "data": 2}, "seed": seed % 1000, "bucket_mib": 20 / 1024,
+        }  # fmt: skip
+        start(tmp_path, plan, ranks=2)
+    check(tmp_path, ways)
 
 
 def test_vllm_has_what_was_sent(tmp_path: Path, seed: int) -> None:
