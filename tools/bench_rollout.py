@@ -4,10 +4,10 @@ python tools/bench_rollout.py [--engines embedded,sglang,vllm] [--prompts 32] [-
     [--model-shape 30m] [--in-flight 16] [--prompt-tokens 64] [--repeat 3] [--dtype float32] [--json FILE]
 
 A Qwen2-shaped model with random weights in this process. A managed server is started for each of the other engines, one
-after the other, gets the weights (w merged) and ends; it needs the engine's virtual environment (`make engines`). Nothing
-ends an answer early, so all engines make the same number of tokens, at temperature 1 with log-probabilities. The first
-round warms up; the median of --repeat others counts. Every round has prompts of its own, so that no server has them in
-its cache; the samples of one prompt share it, in all engines. Prints a Markdown table, all of one run:
+after the other, gets the weights (w merged) and ends; it needs the engine's virtual environment (`make engines`).
+Nothing ends an answer early, so all engines make the same number of tokens, at temperature 1 with log-probabilities.
+The first round warms up; the median of --repeat others counts. Every round has new prompts, so that no server has
+them in its cache; the samples of one prompt share it, in all engines. Prints a Markdown table, all of one run:
 
 - tokens/s: prompts × samples answers of --new-tokens, at most --in-flight of them at once;
 - one request: tokens/s of one answer alone; one token: seconds of one answer of one token (prefill and all overhead);
@@ -134,7 +134,7 @@ def report(rows: Sequence[dict[str, Any]], args: argparse.Namespace, parameters:
         base = embedded or {}
         lines.append([
             row["engine"], f"{row['seconds']:.2f}", f"{speed:.0f}", f"{slow:.0f}–{fast:.0f}",
-            ratio(speed, base and base["tokens"] / base["seconds"] or None), f"{row['single']:.1f}",
+            ratio(speed, base["tokens"] / base["seconds"] if base else None), f"{row['single']:.1f}",
             ratio(row["single"], base.get("single")), f"{row['first']:.3f}", ratio(row["first"], base.get("first")),
             f"{row['gap']:.1e}",
         ])  # fmt: skip
@@ -187,6 +187,7 @@ def main() -> None:
     sizes = {"prompts": 32, "samples": 4, "new-tokens": 64, "prompt-tokens": 64, "in-flight": 16, "repeat": 3}
     for option, default in sizes.items():
         parser.add_argument(f"--{option}", type=int, default=default)
+    parser.add_argument("--directory", type=Path, help="for model and servers' logs (default: a temporary one)")
     parser.add_argument("--json", type=Path, help="write everything that was measured to this file")
     args = parser.parse_args()
     if args.prompt_tokens + args.new_tokens >= POSITIONS:
@@ -196,7 +197,7 @@ def main() -> None:
             parser.error(f"{default_python(engine)} is not there: run `make engine-{engine}`, or leave {engine} out")
     with tempfile.TemporaryDirectory() as name:
         try:
-            run(args, Path(name))
+            run(args, args.directory or Path(name))
         except BridgeError as error:
             sys.exit(f"error: {error}")
 

@@ -58,7 +58,7 @@ from bridge_mcore.training.policy import Policy, build_policy
 MIB = 2**20
 #: name -> (hidden, mlp, layers, heads, key-value heads, vocabulary); tied embeddings
 SHAPES: dict[str, tuple[int, int, int, int, int, int]] = {
-    "tiny": (64, 96, 4, 4, 2, 120),
+    "tiny": (64, 96, 4, 2, 1, 120),
     "30m": (384, 1024, 8, 6, 2, 32000),
     "135m": (576, 1536, 30, 9, 3, 49152),
     "0.5b": (896, 4864, 24, 14, 2, 151936),
@@ -157,7 +157,7 @@ class Watch:
         self._ask = engine.http.ask
         self._check = engine.delivery._check_probe
         engine.http.ask = self._timed_ask  # type: ignore[method-assign]
-        engine.delivery._check_probe = self._timed_check  # type: ignore[method-assign]
+        engine.delivery._check_probe = self._timed_check  # type: ignore[method-assign, assignment]
 
     async def _timed_ask(self, method: str, url: str, body: Any = None, **kwargs: Any) -> Any:
         began = time.perf_counter()
@@ -312,6 +312,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--trace", action="store_true", help="print every request to the server")
+    parser.add_argument("--directory", type=Path, help="for model and servers' logs (default: a temporary one)")
     parser.add_argument("--json", type=Path, help="write everything that was measured to this file")
     return parser.parse_args()
 
@@ -319,7 +320,9 @@ def arguments() -> argparse.Namespace:
 def run(args: argparse.Namespace, directory: Path) -> None:
     """All ways to servers of one engine."""
     platform = setup_device("cpu")
-    source, rows, sizes = directory / "model", [], {}
+    source = directory / "model"
+    rows: list[dict[str, Any]] = []
+    sizes: dict[str, float] = {}
     say(f"· making a {args.model_shape} model")
     save_model(args.model_shape, args.dtype, source)
     for adapter in args.adapter:
@@ -344,7 +347,7 @@ def main() -> None:
     args = arguments()
     with tempfile.TemporaryDirectory() as name:
         try:
-            run(args, Path(name))
+            run(args, args.directory or Path(name))
         except BridgeError as error:
             sys.exit(f"error: {error}")
 

@@ -57,6 +57,8 @@ def _schedule(config: Config, world: int) -> Iterator[str]:
             f"rollout.schedule = {schedule} needs training.prompts_per_step ({config.training.prompts_per_step}) to be "
             f"a multiple of the {shares} replicas (data × context)"
         )
+    if schedule == "partial" and config.sync.adapter == "adapter":
+        yield "rollout.schedule = partial: answers that go on cannot change their adapter; use sync.adapter=merged"
     if config.servers.colocated:
         yield f"servers.colocated = true lets servers rest during training: use schedule synchronous, not {schedule}"
 
@@ -92,6 +94,13 @@ def _servers(config: Config) -> Iterator[str]:
             yield f"servers.router = {router}: give managed, or the router's URL"
         elif router != "managed" and servers.mode == "managed":
             yield "servers.router: a router of your own does not know managed servers; use managed, or external servers"
+    if router is not None and config.sync.adapter == "adapter":
+        yield "servers.router: behind it servers cannot have adapters of different versions; use sync.adapter=merged"
+    if servers.devices is not None and engine == "sglang":
+        for i in range(0, len(servers.devices), servers.tensor):
+            part = servers.devices[i : i + servers.tensor]
+            if part != list(range(part[0], part[0] + len(part))):
+                yield f"servers.devices: SGLang takes consecutive GPUs, but a server would get {part}"
     if servers.devices is not None:
         needed = (servers.count + servers.auxiliary_count) * servers.tensor
         if config.device == "cpu":

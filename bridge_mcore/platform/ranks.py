@@ -18,6 +18,16 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def own_address() -> str:
+    """The address under which other hosts of the run reach this one: that of the way to rank 0's host."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((os.environ.get("MASTER_ADDR") or "192.0.2.1", 9))  # sends nothing
+            return probe.getsockname()[0]
+        except OSError:
+            return socket.gethostbyname(socket.gethostname())
+
+
 def joined() -> bool:
     """True in a process that torchrun (or `launch.local`) started as one rank of a world."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ

@@ -169,8 +169,11 @@ def gather_samples(session: Session, step: int) -> tuple[list[Sample], list[Samp
             metrics["seconds_reward"] += other.metrics["seconds_reward"]
             metrics["seconds_sync"] = metrics.get("seconds_sync", 0.0) + refreshed.get("seconds_sync", 0.0)
             metrics["tokens"] += other.metrics["rollout_tokens"]
-        metrics |= session.collector.engine.counts()
-    metrics |= session.collector.engine.rest()
+        for engine in session.engines:
+            for name, value in engine.counts().items():
+                metrics[name] = metrics.get(name, 0.0) + value
+    for engine in session.engines:
+        metrics |= engine.rest()
     return samples, own, metrics
 
 

@@ -45,13 +45,16 @@ class SavedRollouts:
         path = _path(self.directory, step)
         if not path.is_file():
             raise DataError(f"{path} is not there: debug.rollouts holds fewer steps than training.steps asks for")
+        rows = read_batch(path)
+        if any(r.advantage is None for r in rows):
+            raise DataError(f"{path}: every line needs an advantage")
         samples = [
-            Sample(RL, r.tokens, r.prompt_length, r.advantage or 0.0, r.behaviour_logprobs, r.temperature)
-            for r in read_batch(path)
+            Sample(RL, r.tokens, r.prompt_length, r.advantage or 0.0, r.behaviour_logprobs, r.temperature) for r in rows
         ]
         side = path.with_suffix(".json")
         metrics = json.loads(side.read_text()) if side.is_file() else {}
-        metrics.setdefault("rollout_tokens", sum(len(s.tokens) for s in samples))
+        metrics.pop("tokens", None)
+        metrics["rollout_tokens"] = sum(len(s.tokens) for s in samples)
         return Collected(samples, [], [], metrics)
 
     def settle(self, version: int) -> None:

@@ -41,14 +41,15 @@ class Schedule(Protocol):
 
 
 def make_schedule(
+    name: str,
     config: Config,
     collector: Collector,
     prompts: Sequence[EncodedPrompt],
     order: ShuffledSampler,
     params: SamplingParams,
 ) -> Schedule:
-    """The configured schedule."""
-    kind = {"synchronous": Synchronous, "one_step_off": OneStepOff, "partial": Partial}[config.rollout.schedule]
+    """A schedule by its name in rollout.schedule."""
+    kind = {"synchronous": Synchronous, "one_step_off": OneStepOff, "partial": Partial}[name]
     return kind(config, collector, prompts, order, params)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bridge_mcore.config.data_checks import evaluates, uses_rl
 from bridge_mcore.config.schema import Config
 from bridge_mcore.data.pairs import EncodedPrompt, encode_prompts, encode_traces
 from bridge_mcore.data.problems import load_problems, source_name
@@ -64,6 +65,12 @@ class Session:
     sampling: SamplingParams
     greedy: SamplingParams
 
+    @property
+    def engines(self) -> list[Engine]:
+        """The run's engines, each once."""
+        engines = [self.collector.engine, self.auxiliary_collector.engine]
+        return engines[:1] if engines[0] is engines[1] else engines
+
     def position(self) -> dict[str, Any]:
         """Data position, for a checkpoint."""
         return {
@@ -90,10 +97,12 @@ def open_session(config: Config, platform: Platform, layout: Layout, source: Pat
     lora = lora_of(config, shape, adapter_path) if method.uses_adapter else None
     with ExitStack() as stack:
         room = None
-        if config.rollout.engine != "embedded" and config.debug.only != "training":
+        needed = (uses_rl(config) or evaluates(config)) and config.debug.only != "training"
+        if config.rollout.engine != "embedded" and needed:
             # First of all: servers start while data and model are loaded.
-            room = EngineRoom(config, platform, layout, source, shape, lora, shape.max_positions)
+            room = EngineRoom(config, platform, layout, source, shape, lora, context)
             stack.callback(room.close)
+            context = room.context
         yield from _open(config, platform, layout, source, method, context, room, stack)
 
 
@@ -186,7 +195,8 @@ def _open(
         assert config.debug.rollouts is not None
         schedule = SavedRollouts(config.debug.rollouts)
     else:
-        schedule = make_schedule(config, collectors[0], prompts, prompt_order, sampling)
+        name = config.rollout.schedule if room is not None else "synchronous"  # without an engine nobody rolls out
+        schedule = make_schedule(name, config, collectors[0], prompts, prompt_order, sampling)
     # Answers of older weights differ from the trainer's by more than the engine does: there the probe watches.
     gap = config.rollout.max_logprob_gap if config.rollout.schedule == "synchronous" else None
     yield Session(

@@ -135,6 +135,14 @@ def test_these_pass_too(check, overrides: tuple[str, ...]) -> None:
             ),
             "renormalised over the sampled set",
         ),
+        (
+            (*EXTERNAL, "servers.urls=[http://a:1]", "rollout.schedule=partial", "sync.adapter=adapter"),
+            "answers that go on cannot change their adapter",
+        ),
+        (
+            (*EXTERNAL, "servers.urls=[http://a:1]", "servers.router=http://r:1", "sync.adapter=adapter"),
+            "cannot have adapters of different versions",
+        ),
         (("debug.only=training",), "needs debug.rollouts"),
         (("debug.only=sync",), "needs servers that weights are sent to"),
         (("run.resume=gone",), "run.resume = gone is no checkpoint directory"),

@@ -16,6 +16,7 @@ from bridge_mcore.model.lora import LoRAShape
 from bridge_mcore.monitoring.progress import say
 from bridge_mcore.platform.device import Platform
 from bridge_mcore.platform.distributed import Layout
+from bridge_mcore.platform.ranks import own_address
 from bridge_mcore.rollout.remote.control import Control
 from bridge_mcore.rollout.remote.dialect import Dialect, LaunchOptions
 from bridge_mcore.rollout.remote.dispatch import Dispatcher, Limits
@@ -46,9 +47,9 @@ class EngineRoom:
     ) -> None:  # fmt: skip
         """source: HF directory that servers start from. context: tokens of prompt and response."""
         self.config, self.platform, self.layout, self.source = config, platform, layout, source
-        self.shape, self.context = shape, context
         self.http = Http()
         self.dialect: Dialect = DIALECTS[config.rollout.engine]()
+        self.shape, self.context = shape, min(context, shape.max_positions - self.dialect.reserve)
         self.control = Control()
         self.router: Router | None = None
         servers = config.servers
@@ -62,7 +63,7 @@ class EngineRoom:
         self.options = LaunchOptions(
             python=find_python(config.rollout.engine, servers) if servers.mode == "managed" else Path("python"),
             model=source.absolute(), dtype=config.model.dtype, device=platform.kind, host="", port=0,
-            tensor=servers.tensor, context=min(context + 1, shape.max_positions), in_flight=servers.in_flight,
+            tensor=servers.tensor, context=self.context + self.dialect.reserve, in_flight=servers.in_flight,
             lora_rank=live.rank if live else 0, lora_targets=live.projections if live else (),
             memory_fraction=servers.memory_fraction, colocated=self.colocated,
             temperature=config.rollout.temperature, top_p=config.rollout.top_p, top_k=config.rollout.top_k,
@@ -122,10 +123,12 @@ class EngineRoom:
         config, servers = self.config, self.config.servers
         for fleet in self.fleets:
             fleet.wait()
-        if servers.router == "managed":
+        if servers.router is not None:
+            own = None if servers.router == "managed" else servers.router.rstrip("/")
             self.router = Router(
-                self.http, self.control, self.options.python, self.fleets[0].urls, config.run.directory
-            )
+                self.http, self.control, self.options.python, self.fleets[0].urls, config.run.directory, own,
+                servers.start_seconds,
+            )  # fmt: skip
         limits = Limits(
             in_flight=-(-servers.in_flight // self.layout.shares),
             request_seconds=servers.request_seconds,
@@ -144,8 +147,8 @@ class EngineRoom:
             dispatcher = None
             if self.control.is_leader:
                 asked, bound = fleet.urls, limits
-                if servers.router and index == 0:
-                    asked = [self.router.url if self.router is not None else servers.router.rstrip("/")]
+                if self.router is not None and index == 0:
+                    asked = [self.router.url]
                     bound = replace(limits, in_flight=limits.in_flight * len(fleet.urls))
                 dispatcher = Dispatcher(
                     self.http, self.dialect, asked, bound, self.shape.vocab_size,
@@ -154,7 +157,8 @@ class EngineRoom:
             staleness = _STALENESS.get(config.rollout.schedule, config.training.steps)
             engine = RemoteEngine(
                 self.http, self.dialect, self.control, fleet, delivery, dispatcher,
-                context=self.context, vocab_size=self.shape.vocab_size, colocated=self.colocated, staleness=staleness,
+                self.router if index == 0 else None, context=self.context, vocab_size=self.shape.vocab_size,
+                colocated=self.colocated, staleness=staleness,
             )  # fmt: skip
             engines.append(engine)
         return engines
@@ -162,7 +166,7 @@ class EngineRoom:
     def _address(self) -> str:
         """Where servers reach this host: loopback if all are here."""
         here = all("//127.0.0.1" in url or "//localhost" in url for fleet in self.fleets for url in fleet.urls)
-        return "127.0.0.1" if here else socket.gethostbyname(socket.gethostname())
+        return "127.0.0.1" if here else own_address()
 
     def close(self) -> None:
         """End managed servers and the router, and close connections."""

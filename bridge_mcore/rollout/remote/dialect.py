@@ -89,7 +89,7 @@ class Dialect(Protocol):
 
     name: str
     methods: tuple[str, ...]  # ways of weight sync that its servers know on every platform
-    says_versions: bool  # every answer says which weights sampled which token
+    reserve: int  # tokens of its context that an answer cannot use
     sees_all_devices: bool  # its GPUs are chosen by number, so that workers can open memory of the trainer's
     alignment: int  # of tensors in a bucket, bytes
     positive_zeros: bool  # its checksums take -0 as 0

@@ -14,12 +14,14 @@ from contextlib import suppress
 
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.methods.base import THETA
+from bridge_mcore.monitoring.progress import say
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
 from bridge_mcore.rollout.remote.control import Control
 from bridge_mcore.rollout.remote.dialect import Dialect
 from bridge_mcore.rollout.remote.dispatch import Dispatcher
 from bridge_mcore.rollout.remote.fleet import Fleet
 from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
+from bridge_mcore.rollout.remote.router import Router
 from bridge_mcore.rollout.sync.deliver import Delivered, Delivery
 
 
@@ -34,15 +36,17 @@ class RemoteEngine:
         fleet: Fleet,
         delivery: Delivery,
         dispatcher: Dispatcher | None,
+        router: Router | None = None,
         *,
         context: int,
         vocab_size: int,
         colocated: bool,
         staleness: int,
     ) -> None:
-        """dispatcher: on leaders. context: tokens of prompt and response. staleness: versions an answer may be old."""
+        """dispatcher: on leaders. router: what stands before the servers, if something does. context: tokens of prompt
+        and response. staleness: versions an answer may be old."""
         self.http, self.dialect, self.control = http, dialect, control
-        self.fleet, self.delivery, self.dispatcher = fleet, delivery, dispatcher
+        self.fleet, self.delivery, self.dispatcher, self.router = fleet, delivery, dispatcher, router
         self.context, self.vocab_size = context, vocab_size
         self.colocated, self.staleness = colocated, staleness
         self.version = -1
@@ -52,7 +56,9 @@ class RemoteEngine:
         #: url -> label of the weights it was given last; label -> version
         self._held: dict[str, str] = {}
         self._versions: dict[str, int] = {}
-        self._resting = self._paused = False
+        self._resting = False
+        #: servers whose generation is held
+        self._paused: set[str] = set()
         #: called with (answers finished, answers asked for, tokens so far); for progress
         self.on_progress: Callable[[int, int, int], None] | None = None
 
@@ -86,14 +92,20 @@ class RemoteEngine:
         if self.dispatcher is not None:  # what was in flight goes on with these weights before `_open`
             self.dispatcher.versions[label] = version
         total = Delivered()
+        failures: dict[str, int] = {}
         while urls:
             done = self.delivery.deliver(urls, label, self._slot, self._resume)
             total.bytes += done.bytes
             total.buckets += done.buckets
             total.gap, total.checked = max(total.gap, done.gap), max(total.checked, done.checked)
             self._held |= {url: label for url in urls if url not in done.lost}
-            for url in done.lost:
+            for url, why in done.lost.items():
                 self.delivery.forget(url)
+                failures[url] = failures.get(url, 0) + 1
+                if self.control.is_main:
+                    say(f"· the weights did not reach {url}: {why}")
+            # A server that lives and fails twice hangs, or cannot take them: it is started anew, if it is ours.
+            self.fleet.end({url: why for url, why in done.lost.items() if failures[url] > 1})
             self.fleet.revive(done.lost, "")
             urls = list(done.lost)
         return total
@@ -102,9 +114,9 @@ class RemoteEngine:
         """Let leaders ask servers that hold weights of this run."""
         if self.dispatcher is not None:
             held = {url: (self._held[url], self.delivery.adapters.get(url)) for url in urls}
-            if self.fleet.settings.router:
-                newest = max(held.values(), key=lambda h: self._versions[h[0]])
-                held = dict.fromkeys(self.dispatcher.servers, newest)
+            if self.router is not None:
+                newest = max((self._held[url] for url in self.fleet.urls), key=lambda label: self._versions[label])
+                held = dict.fromkeys(self.dispatcher.servers, (newest, None))
             self.dispatcher.versions |= self._versions
             self.dispatcher.oldest = self.version - self.staleness
             self.dispatcher.reopen(held)
@@ -112,7 +124,7 @@ class RemoteEngine:
     def _lost(self) -> dict[str, str]:
         """Servers that any rank takes as lost. Collective."""
         mine = dict(self.dispatcher.lost) if self.dispatcher is not None else {}
-        if self.fleet.settings.router:  # which server behind it is lost is found out by looking at all
+        if self.router is not None:  # which server behind it is lost is found out by looking at all
             mine = {url: why for why in mine.values() for url in self.fleet.urls}
         mine |= self.fleet.dead()
         return {url: why for part in self.control.gather(mine) for url, why in part.items()}
@@ -122,7 +134,8 @@ class RemoteEngine:
         return any(self.control.gather(count))
 
     def _everywhere(self, ask: Callable, seconds: float, urls: Iterable[str]) -> None:
-        """Rank 0 asks all servers; one that is lost is found out by what follows."""
+        """Rank 0 asks all servers; one that is lost is found out by what follows. Collective."""
+        refused = ""
         if self.control.is_main:
             for answer in [self.http.start(ask(self.http, url, seconds)) for url in urls]:
                 try:
@@ -130,21 +143,25 @@ class RemoteEngine:
                 except ServerLost:
                     continue
                 except ServerRefused as error:
-                    raise TrainingError(str(error)) from error
-        self.control.barrier()
+                    refused = str(error)
+        refused = self.control.gather(refused)[0]
+        if refused:
+            raise TrainingError(refused)
 
     def _pause(self) -> None:
         """Hold what is in flight while the weights change."""
         if self._in_flight():
             if self.dispatcher is not None:
                 self.dispatcher.shut()
+            self._paused = set(self.fleet.urls)
             self._everywhere(self.dialect.pause, 120.0, self.fleet.urls)
-            self._paused = True
 
-    def _resume(self) -> None:
-        if self._paused:
-            self._everywhere(self.dialect.resume, 120.0, self.fleet.urls)
-            self._paused = False
+    def _resume(self, urls: Sequence[str]) -> None:
+        """Let servers go on that have all of the weights."""
+        held = [url for url in urls if url in self._paused]
+        if held:
+            self._everywhere(self.dialect.resume, 120.0, held)
+            self._paused -= set(held)
 
     def rest(self) -> dict[str, float]:
         """See Engine.rest: colocated servers give their memory to training."""
@@ -152,6 +169,7 @@ class RemoteEngine:
             return {}
         began = time.perf_counter()
         self._everywhere(self.dialect.release_memory, 300.0, self.fleet.urls)
+        self.delivery.forget_weights()
         self._resting = True
         return {"seconds_release": time.perf_counter() - began}
 
@@ -209,12 +227,12 @@ class RemoteEngine:
         taken: list[Rollout] = []
         if self.dispatcher is not None:
             taken = self.dispatcher.take(choose(self.dispatcher.done))
-        taken = self.control.replica(taken)
-        self._check_unversioned()
-        return taken
+        return self.control.replica(taken)
 
     def _recover(self, version: int) -> None:
         """Have lost servers back, with the live weights; what the others work on goes on."""
+        if self.router is not None:
+            self.router.revive(self.fleet)
         lost = self._lost()
         needy = [url for url in lost if url not in self._held]
         for label in sorted(set(self._held.values())):
@@ -225,23 +243,6 @@ class RemoteEngine:
         if needy:
             self._deliver(needy, version)
         self._open(lost)
-
-    def _check_unversioned(self) -> None:
-        """Where answers do not say whose they are, the servers must still hold what they were given."""
-        if self.dialect.says_versions:
-            return
-        wrong = ""
-        if self.control.is_main:
-            for url, label in self._held.items():
-                try:
-                    held = self.http.run(self.dialect.label(self.http, url, 60.0))
-                except (ServerLost, ServerRefused):
-                    continue  # it answered, and is lost since: the next refresh deals with it
-                if held != label:
-                    wrong = f"{url} was restarted while it generated: it holds {held or 'the weights it started with'}"
-        wrong = self.control.gather(wrong)[0]
-        if wrong:
-            raise TrainingError(f"{wrong}; its answers may come from other weights than those that are trained")
 
     def _watch(self) -> None:
         """While a leader waits: what ends here is noticed at once."""
@@ -270,8 +271,13 @@ class RemoteEngine:
         """Stop asking, and end managed servers. Not collective."""
         if self.dispatcher is not None:
             self.dispatcher.close()
-        if self._paused and self.control.is_main:  # an update failed: servers of others must not stay so
+        if self.control.is_main and self.fleet.settings.mode == "external":  # they must not stay as a failure left them
             for url in self.fleet.urls:
                 with suppress(Exception):
-                    self.http.run(self.dialect.resume(self.http, url, 5.0))
+                    if self._resting:
+                        self.http.run(self.dialect.take_memory(self.http, url, 30.0))
+                    if url in self._paused:
+                        self.http.run(self.dialect.resume(self.http, url, 5.0))
         self.fleet.close()
+        if self.control.is_main:
+            self.delivery.clean()

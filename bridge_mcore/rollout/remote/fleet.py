@@ -13,7 +13,7 @@ from pathlib import Path
 from bridge_mcore.config.engines import Servers, default_python
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.monitoring.progress import say
-from bridge_mcore.platform.ranks import free_port, gpu_memories
+from bridge_mcore.platform.ranks import free_port, gpu_memories, own_address
 from bridge_mcore.rollout.remote.control import Control
 from bridge_mcore.rollout.remote.dialect import Dialect, LaunchOptions
 from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
@@ -52,21 +52,23 @@ class Fleet:
             return
         names = control.gather(socket.gethostname())
         one_host = len(set(names)) == 1
-        # The first rank of each host starts and watches that host's servers.
-        if names.index(names[control.rank]) == control.rank:
-            host = "127.0.0.1" if one_host else socket.gethostbyname(socket.gethostname())
-            for i in range(first, first + count):
+        first_here = names.index(names[control.rank]) == control.rank
+        host = "127.0.0.1" if one_host else own_address()
+
+        def prepare() -> None:
+            # The first rank of each host starts and watches that host's servers.
+            for i in range(first, first + count) if first_here else ():
                 port = settings.port + i if settings.port else free_port()
                 devices = self._devices(i, options, trainers=names.count(names[control.rank]))
                 place = replace(options, host=host, port=port, first_device=devices[0] if devices else 0)
                 if dialect.sees_all_devices:
                     devices = None  # it is told the first of them
-                name = (
-                    f"{dialect.name} server {i}" if one_host else f"{dialect.name} server {i} on {names[control.rank]}"
-                )
+                name = f"{dialect.name} server {i}" + ("" if one_host else f" on {names[control.rank]}")
                 log = logs / f"{dialect.name}-{control.rank}-{i}.log"
                 server = ServerProcess(name, dialect, place, log, devices, settings.environment)
                 self.owned[server.url] = server
+
+        self._together(prepare)
         self.urls = [url for part in control.gather(list(self.owned)) for url in part]
 
     def _devices(self, index: int, options: LaunchOptions, trainers: int) -> list[int] | None:
@@ -177,7 +179,7 @@ class Fleet:
         everywhere = {url: why for part in self.control.gather(gone) for url, why in part.items()}
         others = {url: why for part in self.control.gather(forgot) for url, why in part.items()}
         # With "" a server that lives was only taken as lost: it is no loss.
-        self._count({**everywhere, **others} if label else everywhere)
+        self.count({**everywhere, **others} if label else everywhere)
 
         def restart() -> None:
             for url in everywhere:
@@ -185,11 +187,24 @@ class Fleet:
                     self.owned[url].close()
                     self.owned[url].start()
 
-        self._together(restart)
-        self.wait(list(everywhere))
+        try:
+            self._together(restart)
+            self.wait(list(everywhere))
+        except TrainingError as error:
+            raise EngineLost(str(error)) from error
         return [*everywhere, *others]
 
-    def _count(self, everywhere: Mapping[str, str]) -> None:
+    def end(self, failing: Mapping[str, str]) -> None:
+        """Servers that live and do not work: managed ones are ended, so that `revive` starts them anew; of external
+        ones nothing but EngineLost can come."""
+        for url, why in failing.items():
+            if self.settings.mode == "external":
+                raise EngineLost(f"{url} lives, but fails again and again: {why}")
+            if url in self.owned:
+                self.owned[url].close()
+        self.control.barrier()
+
+    def count(self, everywhere: Mapping[str, str]) -> None:
         """Count losses and say them; EngineLost if there are too many."""
         if not everywhere:
             return

@@ -26,7 +26,7 @@ class SGLang:
 
     name = "sglang"
     methods = ("disk", "tensor", "distributed")
-    says_versions = True
+    reserve = 2
     sees_all_devices = True
     alignment = 1
     positive_zeros = False

@@ -32,7 +32,7 @@ class VLLM:
 
     name = "vllm"
     methods = ("disk", "tensor", "distributed")
-    says_versions = True
+    reserve = 0
     sees_all_devices = False
     alignment = 16
     positive_zeros = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -84,15 +85,23 @@ class Delivery:
         """Whether this rank sends its pipeline stage's weights."""
         return self.layout.tensor_rank == 0 and self.layout.data_rank == 0 and self.layout.context_rank == 0
 
+    def forget_weights(self) -> None:
+        """The servers' memory of weights was released: θ must be sent whether it has changed or not."""
+        self._held.clear()
+
+    def clean(self) -> None:
+        """Remove what was written for servers to read. Not collective."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
     def forget(self, url: str) -> None:
         """A server was started anew: it holds nothing of this run."""
         self.adapters.pop(url, None)
         self._held.pop(url, None)
 
-    def deliver(self, urls: Sequence[str], label: str, slot: str, resume: Callable[[], None]) -> Delivered:
+    def deliver(self, urls: Sequence[str], label: str, slot: str, resume: Callable[[Sequence[str]], None]) -> Delivered:
         """Send the live weights (of `slot`) to `urls` under `label`. Collective.
 
-        resume: lets servers go on that were paused; called when the weights are there, before the probe, which a
+        resume: lets servers go on that were paused; called with those that have the weights, before the probe, which a
         paused server would not answer. Lost servers are reported. Raises TrainingError if a server refuses the weights
         or holds others afterwards.
         """
@@ -114,7 +123,7 @@ class Delivery:
             name = f"w-{label}"
             self._adapter(alive, name, label, done)
         alive = [url for url in alive if url not in done.lost]
-        resume()
+        resume(alive)
         self._check_probe(alive, name, done)
         for url in alive:
             if url not in done.lost:
@@ -159,7 +168,7 @@ class Delivery:
             if stage == self.layout.pipeline_rank and takes_part and targets:
                 groups = self.source.groups(self.merged)
                 if self._is_sender:
-                    outcome = self._send(targets, groups, digests, done)
+                    outcome = self._send(targets, groups, label, digests, done)
                 else:
                     for _ in groups:
                         pass
@@ -174,6 +183,7 @@ class Delivery:
         self,
         urls: Sequence[str],
         groups: Iterator[list[tuple[str, Tensor]]],
+        label: str,
         digests: Digests | None,
         done: Delivered,
     ) -> Outcome:
@@ -182,7 +192,7 @@ class Delivery:
             transport = SharedMemory(self.http, self.dialect, urls, self.ranks, self.source.device)
         else:
             # A name of its own: after a failure the servers may still hold the last one.
-            name = f"bridge-{self.layout.pipeline_rank}-{self._groups}"
+            name = f"{label}-{self.layout.pipeline_rank}-{self._groups}"
             transport = Broadcast(self.http, self.dialect, urls, self.ranks, self.source.device, name, self.host)
         alignment = self.dialect.alignment
         budget = min(int(self.settings.bucket_mib * 2**20), self.source.size(alignment))
@@ -281,8 +291,8 @@ class Delivery:
             raise TrainingError(wrong)
 
     def _check_probe(self, urls: Sequence[str], adapter: str | None, done: Delivered) -> None:
-        if self.settings.check == "checksum":
-            return
+        if self.settings.check == "checksum" and self.merged:
+            return  # an adapter has no checksum
         outcome, worst, wrong = Outcome(), 0.0, ""
         answers = {}
         if self.control.is_main:  # they work on it while the trainer does
@@ -294,10 +304,10 @@ class Delivery:
             for url, answer in answers.items():
                 try:
                     theirs = answer.result()
-                except (ServerLost, ServerRefused) as error:
+                    gap = float(np.mean([np.abs(a - b).mean() for a, b in zip(mine, theirs, strict=True)]))
+                except (ServerLost, ServerRefused, ValueError, TypeError) as error:
                     outcome.note(url, error)
                     continue
-                gap = float(np.mean([np.abs(a - b).mean() for a, b in zip(mine, theirs, strict=True)]))
                 worst = max(worst, gap)
                 if not gap <= self.tolerance:  # NaN too
                     wrong = (

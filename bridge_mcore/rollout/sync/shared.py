@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import pickle
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
@@ -18,6 +19,8 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 from torch.multiprocessing import reductions
+
+from bridge_mcore.errors import TrainingError
 
 if TYPE_CHECKING:
     from bridge_mcore.rollout.remote.dialect import Entry
@@ -40,6 +43,7 @@ def shared_buffer(size: int, device: torch.device) -> Tensor:
     """An uninitialised buffer, uint8 [size], that workers on this host can open."""
     if device.type != "cpu":
         return torch.empty(size, dtype=torch.uint8, device=device)
+    _check_room(size)
     with _by_name():
         # Not share_memory_(), which copies the memory that it shares.
         return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
@@ -66,10 +70,21 @@ _FILES = Path("/dev/shm")
 _counter = itertools.count()
 
 
+def _check_room(size: int) -> None:
+    """Raises TrainingError if the shared memory of this host (a container has 64 MiB by default) has no room."""
+    free = shutil.disk_usage(_FILES).free if _FILES.is_dir() else size
+    if free < size:
+        raise TrainingError(
+            f"/dev/shm has {free / 2**20:.0f} MiB left, a bucket of weights takes {size / 2**20:.0f}: lower "
+            "sync.bucket_mib, give the container more (docker run --shm-size), or use sync.method=disk"
+        )
+
+
 def file_buffer(size: int, device: torch.device) -> Tensor:
     """As `shared_buffer`, for workers that map a file: on CPU the buffer is `buffer_path` and nothing else."""
     if device.type != "cpu":
         return shared_buffer(size, device)
+    _check_room(size)
     for old in _FILES.glob("bridge-mcore-*"):  # of trainers that were killed
         pid = old.name.split("-")[2]
         if pid.isdecimal() and not Path(f"/proc/{pid}").exists():

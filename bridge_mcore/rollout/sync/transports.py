@@ -191,8 +191,9 @@ class Broadcast:
 
     def abandon(self, reason: str) -> None:
         """Give the group up: nobody in it has all the weights."""
-        for url in self.urls:
-            self.outcome.lost.setdefault(url, reason)
+        for url in self.outcome.usable(self.urls):
+            self.outcome.lost[url] = reason
+            self.http.start(self.dialect.leave(self.http, url, self.group, 10.0))  # best effort, nobody waits
         self._end()
 
     def _end(self) -> None:
@@ -224,10 +225,16 @@ def join_group(group: Group, rank: int, seconds: float, device: torch.device) ->
         group.address, group.port, group.world, is_master=rank == 0, timeout=timeout, wait_for_workers=False
     )
     name: Any = group.name
-    made, _ = c10d._new_process_group_helper(
-        group.world, rank, [], c10d.Backend(group.backend), c10d.PrefixStore(group.name, store),
-        group_name=name, timeout=timeout,
-    )  # fmt: skip
+    # A device bound to the run's own group would make NCCL split that one instead of forming another.
+    world: Any = dist.group.WORLD
+    bound, world.bound_device_id = world.bound_device_id, None
+    try:
+        made, _ = c10d._new_process_group_helper(
+            group.world, rank, [], c10d.Backend(group.backend), c10d.PrefixStore(group.name, store),
+            group_name=name, timeout=timeout,
+        )  # fmt: skip
+    finally:
+        world.bound_device_id = bound
     c10d._world.pg_group_ranks[made] = {i: i for i in range(group.world)}
     return made
 

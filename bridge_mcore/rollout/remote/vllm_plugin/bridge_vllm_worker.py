@@ -105,6 +105,17 @@ def _repack(model: torch.nn.Module) -> None:
             layer.quant_method.process_weights_after_loading(layer)
 
 
+def _leave_out_head(model: torch.nn.Module) -> None:
+    """Have adapters skip the output layer, for which ours have nothing.
+
+    vLLM's CPU code ends the server there when log-probabilities of a prompt are asked in a batch of several requests.
+    """
+    for layer in model.modules():
+        wrapper = getattr(layer, "punica_wrapper", None)
+        if wrapper is not None:
+            wrapper.add_lora_logits = lambda *_, **__: None
+
+
 class BridgeWorkerExtension:
     """Mixed into vLLM's worker class; the names must not collide with the worker's own."""
 
@@ -157,6 +168,7 @@ class BridgeWorkerExtension:
         model = self.model_runner.get_model()
         # Also what a failed reload_weights left behind.
         _restore_pending(model)
+        _leave_out_head(model)
         # Only before the reload starts is a tied parameter listed once.
         self._bridge_expected = frozenset(n.replace(".base_layer.", ".") for n, _ in model.named_parameters())
         self._bridge_version = None
