@@ -15,6 +15,7 @@ import torch.distributed as dist
 from bridge_mcore.config.schema import Config
 from bridge_mcore.data.pairs import EncodedPrompt
 from bridge_mcore.data.sampler import ShuffledSampler
+from bridge_mcore.monitoring.progress import say
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
 from bridge_mcore.rollout.remote.engine import RemoteEngine
 from bridge_mcore.training.collect import Collected, Collector
@@ -90,7 +91,9 @@ class Synchronous:
         return []
 
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """See Schedule.restore."""
+        """See Schedule.restore. A schedule that has nothing under way cannot go on with what another one had."""
+        if len(state) > 1 and self.collector.layout.is_main:
+            say(f"· {len(state) - 1} prompts under way at the checkpoint are not asked again: its schedule was another")
 
 
 @dataclass

@@ -120,7 +120,7 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
 
 def family_of(server: ServerProcess) -> list[int]:
     """Process ids of server and worker, when both run."""
-    until(lambda: "pids" in server.last_lines(1))
+    until(lambda: len(server.last_lines(1).split()) == 3)  # the whole line: pids, and both of them
     pids = [int(word) for word in server.last_lines(1).split()[1:]]
     assert server_pid(server) == pids[0] and not any(map(is_gone, pids))
     return pids
