@@ -37,15 +37,13 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, which reads it once
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
 
 from bridge_mcore.config.schema import Config
-from bridge_mcore.data.sample import RL, Sample
 from bridge_mcore.errors import BridgeError
-from bridge_mcore.methods.base import THETA, THETA_HAT
+from bridge_mcore.methods.base import THETA
 from bridge_mcore.monitoring.progress import say
 from bridge_mcore.platform.device import Platform, setup_device
 from bridge_mcore.platform.distributed import Layout, process_groups
@@ -90,28 +88,15 @@ def config_of(source: Path, directory: Path, engine: str, dtype: str, python: Pa
     )  # fmt: skip
 
 
-def weights_of(policy: Policy, source: Path, platform: Platform, dtype: str) -> Source:
-    """What a sync sends."""
-    return Source(
-        policy.chunks, policy.family, policy.shape, policy.lora, source, platform.device, getattr(torch, dtype),
-        policy.optimizer.settle, lambda: (policy.changes[THETA], policy.changes[THETA_HAT]),
-        lambda directory: policy.export_adapter(directory, str(source)),
-    )  # fmt: skip
-
-
 @contextmanager
 def opened(
     config: Config, platform: Platform, layout: Layout, policy: Policy, source: Path, context: int
 ) -> Iterator[RemoteEngine]:
     """The engine of a managed server, which ends with the context."""
     runner = PassRunner(policy, config.objective, 1024)
-
-    def probe(prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        return [v.double().numpy() for v in runner.score([Sample(RL, tuple(p), 1) for p in prompts])]
-
     room = EngineRoom(config, platform, layout, source, policy.shape, policy.lora, context)
     try:
-        engine = room.open(weights_of(policy, source, platform, config.model.dtype), probe)[0]
+        engine = room.open(policy.live_source(), runner.score_prompts)[0]
         yield engine
         engine.close()
     finally:
@@ -329,7 +314,7 @@ def run(args: argparse.Namespace, directory: Path) -> None:
         config = config_of(source, directory / adapter, args.engine, args.dtype, args.python, sync={"adapter": adapter})
         with process_groups(platform, config.parallel, seed=0) as layout:
             policy = build_policy(config, platform, source, adapter=True, auxiliary=False, reference=False)
-            sizes = sizes or sizes_and_copy(policy, weights_of(policy, source, platform, args.dtype), args.repeat)
+            sizes = sizes or sizes_and_copy(policy, policy.live_source(), args.repeat)
             say(f"· starting {args.engine} (adapter: {adapter})")
             with opened(config, platform, layout, policy, source, context=128) as engine:
                 bench = Bench(engine, policy, platform, args)

@@ -153,6 +153,10 @@ class PassRunner:
         values = values.cpu()
         return [values[place[id(s)] :][: s.response_length] for s in samples]
 
+    def score_prompts(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Log-probability at temperature 1 of every token of each prompt but its first, fp64; as `score`."""
+        return [values.double().numpy() for values in self.score([Sample(RL, tuple(p), 1) for p in prompts])]
+
     @staticmethod
     def _from_last_stage(tensor: Tensor) -> None:
         """Give every pipeline stage what the last one computed."""

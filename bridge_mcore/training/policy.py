@@ -25,6 +25,7 @@ from bridge_mcore.model.families.base import Family, ModelShape
 from bridge_mcore.model.gpt import PolicyModel, build_chunks
 from bridge_mcore.model.lora import LoRAShape, adapters_disabled, attach_lora, expand_targets
 from bridge_mcore.platform.device import Platform
+from bridge_mcore.rollout.sync.source import Source
 from bridge_mcore.slots.optimizer import ADAPTER, BASE, GroupedOptimizer, Master
 from bridge_mcore.slots.slot import Slot, WeightsSlot
 
@@ -83,6 +84,14 @@ class Policy:
         masters = self.optimizer.pairs[ADAPTER]
         named = {n: p for n, p in hf.local_parameters(self.chunks).items() if getattr(p, "is_adapter", False)}
         return WholeMasters(named, masters, [m.value for m in masters])
+
+    def live_source(self) -> Source:
+        """The live policy as a weight sync takes it, in the dtype that it has."""
+        return Source(
+            self.chunks, self.family, self.shape, self.lora, self.source, self.platform.device,
+            self.config.params_dtype, self.optimizer.settle, lambda: (self.changes[THETA], self.changes[THETA_HAT]),
+            lambda directory: self.export_adapter(directory, str(self.source)),
+        )  # fmt: skip
 
     def load_slot(self, slot: str, directory: Path) -> None:
         """Fill a slot's values from an HF checkpoint of the same family and shape."""

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from bridge_mcore.config.data_checks import evaluates, uses_rl
 from bridge_mcore.config.schema import Config
 from bridge_mcore.data.pairs import EncodedPrompt, encode_prompts, encode_traces
 from bridge_mcore.data.problems import load_problems, source_name
-from bridge_mcore.data.sample import Sample
 from bridge_mcore.data.sampler import ShuffledSampler
 from bridge_mcore.data.stops import load_tokenizer, stop_token_ids
 from bridge_mcore.data.templates import EncodedTrace, PromptTemplate
 from bridge_mcore.errors import ConfigError, DataError
 from bridge_mcore.methods import make_method
-from bridge_mcore.methods.base import RL, SFT, THETA, THETA_HAT, Method
+from bridge_mcore.methods.base import RL, SFT, Method
 from bridge_mcore.model.families import find_family
 from bridge_mcore.monitoring.progress import phase
 from bridge_mcore.platform.device import Platform
@@ -31,7 +27,6 @@ from bridge_mcore.rewards.judge import Judge
 from bridge_mcore.rollout.embedded import EmbeddedEngine
 from bridge_mcore.rollout.engine import Engine, SamplingParams
 from bridge_mcore.rollout.remote.build import EngineRoom
-from bridge_mcore.rollout.sync.source import Source
 from bridge_mcore.training.collect import Collector
 from bridge_mcore.training.passes import PassRunner
 from bridge_mcore.training.policy import Policy, build_policy, lora_of
@@ -167,21 +162,10 @@ def _open(
         return tokenizer.decode(tokens, skip_special_tokens=True)
 
     runner = PassRunner(policy, config.objective, config.training.max_tokens_per_microbatch)
-
-    def probe(prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        samples = [Sample(RL, tuple(tokens), 1) for tokens in prompts]
-        return [values.double().numpy() for values in runner.score(samples)]
-
     engines: list[Engine] = [EmbeddedEngine(policy.chunks, config.rollout.batch_size)]
     if room is not None:
-        weights = Source(
-            policy.chunks, policy.family, policy.shape, policy.lora, source, platform.device,
-            getattr(torch, config.model.dtype), policy.optimizer.settle,
-            lambda: (policy.changes[THETA], policy.changes[THETA_HAT]),
-            lambda directory: policy.export_adapter(directory, str(source)),
-        )  # fmt: skip
         with shown(f"waiting for {config.rollout.engine}"):
-            remote = room.open(weights, probe)
+            remote = room.open(policy.live_source(), runner.score_prompts)
         for engine in remote:
             stack.callback(engine.close)
         engines = list(remote)

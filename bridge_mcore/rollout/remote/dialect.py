@@ -88,7 +88,6 @@ class Dialect(Protocol):
     """Every method that asks raises what `Http.ask` raises. Seconds are time limits of one request."""
 
     name: str
-    methods: tuple[str, ...]  # ways of weight sync that its servers know on every platform
     reserve: int  # tokens of its context that an answer cannot use
     sees_all_devices: bool  # its GPUs are chosen by number, so that workers can open memory of the trainer's
     alignment: int  # of tensors in a bucket, bytes

@@ -52,12 +52,11 @@ class Counts:
 
     retried: int = 0
     stale: int = 0
-    transient: int = 0
 
     def take(self) -> Counts:
         """The counts, which start anew."""
         taken = Counts(**asdict(self))
-        self.retried = self.stale = self.transient = 0
+        self.retried = self.stale = 0
         return taken
 
 
@@ -307,7 +306,6 @@ class Dispatcher:
             finally:
                 server.running.discard(task)
             self.counts.retried += 1
-            self.counts.transient += 1
             if attempt < self.limits.retries:
                 await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
                 if not server.open.is_set():  # lost, or its weights are about to change

@@ -25,7 +25,6 @@ class SGLang:
     """See `Dialect`."""
 
     name = "sglang"
-    methods = ("disk", "tensor", "distributed")
     reserve = 2
     sees_all_devices = True
     alignment = 1

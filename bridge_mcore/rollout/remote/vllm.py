@@ -31,7 +31,6 @@ class VLLM:
     """See `Dialect`."""
 
     name = "vllm"
-    methods = ("disk", "tensor", "distributed")
     reserve = 0
     sees_all_devices = False
     alignment = 16

@@ -13,13 +13,11 @@ import torch
 import transformers
 
 from bridge_mcore.config.schema import Config
-from bridge_mcore.data.sample import RL, Sample
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.methods.base import THETA, THETA_HAT
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
 from bridge_mcore.rollout.remote.build import EngineRoom
 from bridge_mcore.rollout.remote.engine import RemoteEngine
-from bridge_mcore.rollout.sync.source import Source
 from bridge_mcore.training.passes import PassRunner
 from bridge_mcore.training.policy import Policy, build_policy
 from tests.models import save_tiny
@@ -55,18 +53,9 @@ def parts(world: Any, model: Path, server: str, tmp_path: Path) -> Iterator[tupl
     )  # fmt: skip
     policy = build_policy(config, platform, model, adapter=True, auxiliary=True, reference=False)
     runner = PassRunner(policy, config.objective, 1024)
-    source = Source(
-        policy.chunks, policy.family, policy.shape, policy.lora, model, platform.device, torch.float32,
-        policy.optimizer.settle, lambda: tuple(policy.changes.values()),
-        lambda directory: policy.export_adapter(directory, str(model)),
-    )  # fmt: skip
-
-    def probe(prompts: Any) -> list[np.ndarray]:
-        return [v.double().numpy() for v in runner.score([Sample(RL, tuple(p), 1) for p in prompts])]
-
     room = EngineRoom(config, platform, layout, model, policy.shape, policy.lora, CONTEXT)
     try:
-        yield policy, room.open(source, probe)[0]
+        yield policy, room.open(policy.live_source(), runner.score_prompts)[0]
     finally:
         room.close()
 

@@ -20,12 +20,11 @@ import torch.distributed as dist
 
 from bridge_mcore.config.schema import Config
 from bridge_mcore.data.sample import RL, Sample
-from bridge_mcore.methods.base import THETA, THETA_HAT
+from bridge_mcore.methods.base import THETA
 from bridge_mcore.platform.device import setup_device
 from bridge_mcore.platform.distributed import joined_world, layout_groups
 from bridge_mcore.rollout.engine import Request, SamplingParams
 from bridge_mcore.rollout.remote.build import EngineRoom
-from bridge_mcore.rollout.sync.source import Source
 from bridge_mcore.training.passes import PassRunner
 from bridge_mcore.training.policy import Policy, build_policy
 
@@ -66,15 +65,6 @@ def run(plan: dict[str, Any], out: Path) -> None:
     with joined_world(platform), layout_groups(first.parallel, seed=0) as layout:
         policy = build_policy(first, platform, Path(plan["model"]), adapter=True, auxiliary=False, reference=False)
         runner = PassRunner(policy, first.objective, 256)
-
-        def probe(prompts: Any) -> list[np.ndarray]:
-            return [v.double().numpy() for v in runner.score([Sample(RL, tuple(p), 1) for p in prompts])]
-
-        source = Source(
-            policy.chunks, policy.family, policy.shape, policy.lora, Path(plan["model"]), platform.device,
-            torch.float32, policy.optimizer.settle, lambda: (policy.changes[THETA], policy.changes[THETA_HAT]),
-            lambda directory: policy.export_adapter(directory, str(plan["model"])),
-        )  # fmt: skip
         for number, (method, adapter) in enumerate(plan["ways"], start=1):
             way = f"{method}-{adapter}"
             config = config_of(plan, method, adapter, out / way)
@@ -82,7 +72,7 @@ def run(plan: dict[str, Any], out: Path) -> None:
             before = {n: p.detach().clone() for c in policy.chunks for n, p in c.named_parameters()}
             room = EngineRoom(config, platform, layout, Path(plan["model"]), policy.shape, policy.lora, CONTEXT)
             try:
-                (engine,) = room.open(source, probe)
+                (engine,) = room.open(policy.live_source(), runner.score_prompts)
                 metrics = engine.refresh(number)
                 again = engine.refresh(number)
                 generator = np.random.default_rng(plan["seed"])
