@@ -14,12 +14,13 @@ LLAMA3 = {
 
 
 def tiny_hf(kind: str, seed: int = 0, vocab: int = 120, layers: int = 2) -> transformers.PreTrainedModel:
-    """A random float32 model: kind is qwen2, qwen2_untied, llama, llama_scaled, qwen3 or qwen3_moe."""
+    """A random float32 model; kind is one of KINDS or MOE. Windows are shorter than the tests' sequences."""
     torch.manual_seed(seed)
     common = {
         "vocab_size": vocab, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": layers,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
         "tie_word_embeddings": kind != "qwen2_untied", "rms_norm_eps": 1e-6, "initializer_range": 0.1,
+        "pad_token_id": None,  # transformers gives its embedding no gradient
     }  # fmt: skip
     if kind.startswith("qwen2"):
         config = transformers.Qwen2Config(**common, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
@@ -31,6 +32,22 @@ def tiny_hf(kind: str, seed: int = 0, vocab: int = 120, layers: int = 2) -> tran
             model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**common))
         else:
             model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**common))
+    elif kind.startswith("mistral"):
+        window = 7 if kind == "mistral_window" else None
+        model = transformers.MistralForCausalLM(
+            transformers.MistralConfig(**common, head_dim=24, sliding_window=window)
+        )
+    elif kind == "gemma3":
+        # Neither √hidden_size nor the scale of the scores is what it would be by default or a power of two.
+        common |= {"hidden_size": 72, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 6}
+        rope = {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        }
+        config = transformers.Gemma3TextConfig(**common, layer_types=sliding_types(layers), rope_parameters=rope)
+        model = transformers.Gemma3ForCausalLM(config)
+    elif kind == "olmo2":
+        model = transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**common))
     else:
         rope = LLAMA3 if kind == "llama_scaled" else {"rope_type": "default", "rope_theta": 1e4}
         config = transformers.LlamaConfig(**common, rope_parameters=rope)
@@ -42,7 +59,12 @@ def tiny_hf(kind: str, seed: int = 0, vocab: int = 120, layers: int = 2) -> tran
     return model.float().eval()
 
 
-KINDS = ("qwen2", "qwen2_untied", "llama", "llama_scaled", "qwen3")
+def sliding_types(layers: int) -> list[str]:
+    """Layers with a window and layers without, both kinds from two layers on; not the same two by two."""
+    return ["full_attention" if i % 3 == 1 else "sliding_attention" for i in range(layers)]
+
+
+KINDS = ("qwen2", "qwen2_untied", "llama", "llama_scaled", "qwen3", "mistral", "mistral_window", "gemma3", "olmo2")
 MOE = "qwen3_moe"
 
 

@@ -13,7 +13,7 @@ import json
 import random
 from pathlib import Path
 
-from bridge_mcore.model.families.base import ModelShape, Rope
+from bridge_mcore.model.families.shape import ModelShape, Rope
 from bridge_mcore.training.packing import SequenceCost, pack
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,22 +11,22 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bridge_mcore.checkpoint.atomic import atomic_directory
-from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory
+from bridge_mcore.checkpoint.hf_out import write_companions
+from bridge_mcore.checkpoint.rows import parameter_shard
+from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory, TensorSource, same
+from bridge_mcore.checkpoint.safetensors_file import SafetensorsStream, blocks
 from bridge_mcore.errors import CheckpointError
 from bridge_mcore.model.families.base import Family, ModelShape, Plain
 from bridge_mcore.model.lora import projection_sizes
 
 _SHARD_BYTES = 4 * 2**30
 _EXPERTS = "local_experts"  # in Megatron's names, before an expert's number on its rank
-#: What travels with the weights of an HF checkpoint.
-_COMPANIONS = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", "generation_config.json",
-)  # fmt: skip
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_COMPARED_BYTES = 32 << 20
 
 
 def expected_tensors(family: Family, shape: ModelShape) -> dict[str, tuple[int, ...]]:
@@ -44,39 +43,54 @@ def expected_tensors(family: Family, shape: ModelShape) -> dict[str, tuple[int, 
             elif part in ("embed_tokens", "lm_head"):
                 out[name] = (shape.vocab_size, h)
             elif part in ("q_norm", "k_norm"):
-                out[name] = (shape.head_dim,)
+                heads = {"q_norm": shape.heads, "k_norm": shape.kv_heads}[part] if shape.qk_norm == "full" else 1
+                out[name] = (heads * shape.head_dim,)
             elif name.endswith("mlp.gate.weight"):  # the router
                 out[name] = (shape.experts, h)
-            else:
+            else:  # a norm of the residual stream
                 out[name] = (h,)
     return out
 
 
-def _check_names(source: SafetensorsDirectory, family: Family, shape: ModelShape) -> None:
+def check_tensors(source: TensorSource, family: Family, shape: ModelShape) -> list[str]:
+    """Whether an HF checkpoint holds just what a model of this shape needs, as floating-point numbers.
+
+    Returns the tensors that are left out because they say nothing new (a tied head's copy, rotary frequencies). Raises
+    CheckpointError with all that is missing, unexpected, misshapen or quantised.
+    """
     expected = expected_tensors(family, shape)
     found = source.names()
     extra = found - set(expected)
-    if shape.tied:
-        extra -= {"lm_head.weight"}  # some tied checkpoints carry the copy
-        if "lm_head.weight" in found and "model.embed_tokens.weight" in found:
-            head, embedding = source.tensor("lm_head.weight"), source.tensor("model.embed_tokens.weight")
-            if not torch.equal(head, embedding):
-                raise CheckpointError(
-                    f"{source.directory}: config.json ties lm_head to the embedding, but the file holds two different "
-                    "tensors; set tie_word_embeddings to false in config.json, or remove lm_head.weight"
-                )
-    extra = {name for name in extra if not name.endswith("rotary_emb.inv_freq")}
-    missing = set(expected) - found
-    wrong = [
-        f"{n}: {source.shape(n)} instead of {s}" for n, s in expected.items() if n in found and source.shape(n) != s
-    ]
-    problems = []
-    for label, names in (("missing", sorted(missing)), ("unexpected", sorted(extra)), ("misshapen", wrong)):
+    spare = {name for name in extra if name.endswith("rotary_emb.inv_freq")}
+    if shape.tied and {_HEAD, _EMBEDDING} <= found:  # some tied checkpoints carry the copy
+        whole = source.shape(_HEAD)
+        parts = blocks(whole[0], whole[-1] * 4, _COMPARED_BYTES)
+        if whole == source.shape(_EMBEDDING) and not same(source, _HEAD, source, _EMBEDDING, parts):
+            raise CheckpointError(
+                f"{source.directory}: config.json ties lm_head to the embedding, but the file holds two different "
+                "tensors; set tie_word_embeddings to false in config.json, or remove lm_head.weight"
+            )
+        spare.add(_HEAD)
+    held = [n for n in expected if n in found]
+    raise_misfits(
+        f"{source.directory} does not fit its config.json",
+        missing=sorted(set(expected) - found),
+        unexpected=sorted(extra - spare),
+        misshapen=[f"{n}: {source.shape(n)} instead of {expected[n]}" for n in held if source.shape(n) != expected[n]],
+        quantised=[f"{n}: {source.dtype(n)}" for n in held if source.dtype(n) not in _FLOATS],
+    )
+    return sorted(spare)
+
+
+def raise_misfits(what: str, **problems: Sequence[str]) -> None:
+    """Raise CheckpointError with everything that does not fit, by kind; nothing if there is none."""
+    lines = []
+    for label, names in problems.items():
         if names:
             more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-            problems.append(f"{label}: {', '.join(names[:8])}{more}")
-    if problems:
-        raise CheckpointError(f"{source.directory} does not fit its config.json; " + "; ".join(problems))
+            lines.append(f"{label}: {', '.join(names[:8])}{more}")
+    if lines:
+        raise CheckpointError(f"{what}; " + "; ".join(lines))
 
 
 def local_parameters(chunks: Iterable[Any]) -> dict[str, nn.Parameter]:
@@ -123,7 +137,7 @@ def read_theta(
     Everything is checked before the first tensor is yielded: names, shapes, and that every parameter gets a value.
     """
     source = SafetensorsDirectory(directory)
-    _check_names(source, family, shape)
+    check_tensors(source, family, shape)
     mine = base_parameters(chunks)
     mappings = {m.mcore: m for m in family.mappings(shape)}
     tied_copy = shape.tied and "output_layer.weight" in mine  # the last pipeline stage holds a copy of the embedding
@@ -135,10 +149,7 @@ def read_theta(
         raise CheckpointError(f"family '{family.name}' does not say where {', '.join(unmapped)} come from")
     rank, size = mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size()
     for name, parameter in mine.items():
-        mapping = mappings[name]
-        full = mapping.merge([source.tensor(n) for n in mapping.hf], shape)
-        dim = partition_dim_of(parameter)
-        yield name, full if dim is None else mapping.shard(full, dim, size)[rank]
+        yield name, parameter_shard(source, mappings[name], shape, partition_dim_of(parameter), rank, size)
 
 
 def load_theta(chunks: Sequence[Any], directory: Path, family: Family, shape: ModelShape) -> None:
@@ -214,39 +225,36 @@ def write_hf(
     """Write an HF checkpoint: `tensors` in safetensors shards, config, tokenizer and chat template from `source`.
 
     Called by all ranks (the iterator may be collective); tensor rank 0 of data rank 0 of each pipeline stage writes
-    its shards, rank 0 the index. The directory appears under its name only when it is complete.
+    its shards, one tensor at a time, rank 0 the index. The directory appears under its name only when it is complete.
     """
     writer = mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_data_parallel_rank(with_context_parallel=True) == 0
     stage, stages = mpu.get_pipeline_model_parallel_rank(), mpu.get_pipeline_model_parallel_world_size()
     with atomic_directory(target) as directory:
-        pending: dict[str, Tensor] = {}
-        size = count = 0
+        shard: SafetensorsStream | None = None
         weight_map: dict[str, str] = {}
-        total = 0
+        total = count = 0
         failure: Exception | None = None
-
-        def flush() -> None:
-            nonlocal size, count, failure
-            if pending and writer and failure is None:
-                name = f"model-{stage + 1:03d}-of-{stages:03d}-{count:05d}.safetensors"
-                try:
-                    save_file(pending, directory / name, metadata={"format": "pt"})
-                except Exception as error:  # raised below: until then peers gather tensors with this rank
-                    failure = error
-                weight_map.update(dict.fromkeys(pending, name))
-            pending.clear()
-            size, count = 0, count + 1
-
         for name, tensor in tensors:
             if not writer or failure is not None:
                 continue
-            tensor = (tensor if dtype is None else tensor.to(dtype)).contiguous().clone()
-            if size + tensor.nbytes > _SHARD_BYTES:
-                flush()
-            pending[name] = tensor
-            size += tensor.nbytes
+            tensor = tensor if dtype is None else tensor.to(dtype)
+            try:
+                if shard is None or shard.size + tensor.nbytes > _SHARD_BYTES or shard.full(name, tensor):
+                    if shard is not None:
+                        shard.close()
+                    file = f"model-{stage + 1:03d}-of-{stages:03d}-{count:05d}.safetensors"
+                    shard, count = SafetensorsStream(directory / file), count + 1
+                shard.append(name, tensor)
+            except Exception as error:  # raised below: until then peers gather tensors with this rank
+                failure = error
+                continue
+            weight_map[name] = file
             total += tensor.nbytes
-        flush()
+        try:
+            if shard is not None and failure is None:
+                shard.close()
+        except OSError as error:
+            failure = error
         maps: list[tuple[dict[str, str], int]] = [({}, 0)] * dist.get_world_size()
         dist.all_gather_object(maps, (weight_map, total))
         if failure is not None:
@@ -258,13 +266,6 @@ def write_hf(
             else:
                 index = {"metadata": {"total_size": sum(t for _, t in maps)}, "weight_map": merged}
                 (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-            config = json.loads((source / "config.json").read_text())
-            if dtype is not None:
-                config.pop("torch_dtype", None)
-                config["dtype"] = str(dtype).removeprefix("torch.")
-            (directory / "config.json").write_text(json.dumps(config, indent=2))
-            for companion in _COMPANIONS:
-                if (source / companion).is_file():
-                    shutil.copy(source / companion, directory / companion)
+            write_companions(source, directory, dtype)
             if finish is not None:
                 finish(directory)

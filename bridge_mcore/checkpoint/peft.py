@@ -13,14 +13,14 @@ from megatron.core import parallel_state as mpu
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bridge_mcore.checkpoint.hf import gather, local_parameters, partition_dim_of
+from bridge_mcore.checkpoint.hf import gather, local_parameters, partition_dim_of, raise_misfits
 from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory
 from bridge_mcore.config.schema import LORA_HOSTS, LORA_PROJECTIONS
 from bridge_mcore.errors import CheckpointError, ConfigError
 from bridge_mcore.model.families.base import ModelShape, Plain
 from bridge_mcore.model.lora import HF_PATHS, HOST_PATHS, LoRAShape, expand_targets, projection_sizes
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _HOST_OF = {p: host for host, projections in LORA_HOSTS.items() for p in projections}
 
 #: adapter_config.json fields that must have these values (or be absent): what else they say is not plain LoRA.
@@ -73,35 +73,40 @@ def read_adapter_config(directory: Path, shape: ModelShape) -> LoRAShape:
     )
 
 
-def _mappings(lora: LoRAShape, shape: ModelShape) -> Iterator[tuple[Plain, tuple[int, ...]]]:
+def adapter_mappings(lora: LoRAShape, shape: ModelShape) -> Iterator[tuple[Plain, tuple[int, ...]]]:
     """(mapping of one adapter tensor, its full shape), in a stable order."""
     sizes = projection_sizes(shape)
     for layer in range(shape.layers):
         for p in lora.projections:
             n_in, n_out = sizes[p]
             for letter, full in (("A", (lora.rank, n_in)), ("B", (n_out, lora.rank))):
-                name = f"{_PREFIX}model.layers.{layer}.{HF_PATHS[p]}.lora_{letter}.weight"
+                name = f"{PREFIX}model.layers.{layer}.{HF_PATHS[p]}.lora_{letter}.weight"
                 mcore = f"decoder.layers.{layer}.{HOST_PATHS[_HOST_OF[p]]}.lora.{letter}.{p}"
                 yield Plain(mcore, (name,)), full
 
 
-def load_adapter(chunks: Sequence[Any], directory: Path, lora: LoRAShape, shape: ModelShape) -> None:
-    """Copy a PEFT adapter into w. Missing, unexpected and misshapen tensors are listed, all at once."""
+def open_adapter(directory: Path, lora: LoRAShape, shape: ModelShape) -> SafetensorsDirectory:
+    """The tensors of a PEFT adapter. Missing, unexpected and misshapen ones are listed, all at once."""
     source = SafetensorsDirectory(directory, "adapter_model")
-    expected = {m.hf[0]: full for m, full in _mappings(lora, shape)}
+    expected = {m.hf[0]: full for m, full in adapter_mappings(lora, shape)}
     names = source.names()
-    problems = [f"missing {n}" for n in sorted(set(expected) - names)]
-    problems += [f"unexpected {n}" for n in sorted(names - set(expected))]
-    problems += [
-        f"{n} is {source.shape(n)} instead of {s}" for n, s in expected.items() if n in names and source.shape(n) != s
-    ]
-    if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise CheckpointError(f"{directory} does not fit the model: {'; '.join(problems[:8])}{more}")
+    held = [n for n in expected if n in names]
+    raise_misfits(
+        f"{directory} does not fit the model",
+        missing=sorted(set(expected) - names),
+        unexpected=sorted(names - set(expected)),
+        misshapen=[f"{n}: {source.shape(n)} instead of {expected[n]}" for n in held if source.shape(n) != expected[n]],
+    )
+    return source
+
+
+def load_adapter(chunks: Sequence[Any], directory: Path, lora: LoRAShape, shape: ModelShape) -> None:
+    """Copy a PEFT adapter into w; see `open_adapter` for what is refused."""
+    source = open_adapter(directory, lora, shape)
     mine = local_parameters(chunks)
     rank, size = mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size()
     with torch.no_grad():
-        for mapping, _ in _mappings(lora, shape):
+        for mapping, _ in adapter_mappings(lora, shape):
             if mapping.mcore in mine:
                 parameter, full = mine[mapping.mcore], source.tensor(mapping.hf[0])
                 dim = partition_dim_of(parameter)
@@ -115,7 +120,7 @@ def adapter_tensors(
     mine = local_parameters(chunks)
     return {
         mapping.hf[0]: gather(values[mapping.mcore].detach(), mine[mapping.mcore], mapping).cpu().contiguous().clone()
-        for mapping, _ in _mappings(lora, shape)
+        for mapping, _ in adapter_mappings(lora, shape)
         if mapping.mcore in mine
     }
 
@@ -125,7 +130,7 @@ def merged_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """θ + scale · B A, in fp32, tensor by tensor; `theta` yields (HF name, tensor)."""
     for name, tensor in theta:
-        stem = _PREFIX + name.removesuffix(".weight")
+        stem = PREFIX + name.removesuffix(".weight")
         a, b = adapter.get(f"{stem}.lora_A.weight"), adapter.get(f"{stem}.lora_B.weight")
         if a is not None and b is not None and name.endswith(".weight"):
             tensor = (tensor.float() + lora.scale * (b.float() @ a.float())).to(tensor.dtype)

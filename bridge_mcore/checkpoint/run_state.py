@@ -169,7 +169,8 @@ class CheckpointWriter:
         try:
             if written is not None and writing.state is not None and self._plan.tensors is not None:
                 files = {name: entry for entries, _ in written for name, entry in entries.items()}
-                files |= write_metadata(writing.temporary, self._plan.tensors, (results for _, results in written))
+                stored = {r.index: r.storage_data for _, results in written for r in results}
+                files |= write_metadata(writing.temporary, self._plan.tensors, stored)
                 files[_STATE] = write_file(writing.temporary / _STATE, writing.state)
                 write_manifest(writing.temporary, writing.step, writing.layout, files)
                 read_manifest(writing.temporary)  # every rank's file is seen from here, in full length

@@ -17,7 +17,7 @@ import json
 import os
 import pickle
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, FileSys
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
+    MetadataIndex,
     StorageMeta,
     TensorProperties,
     TensorStorageMetadata,
@@ -178,10 +179,12 @@ def write_pieces(directory: Path, pieces: list[ShardedTensor]) -> tuple[dict[str
 
 
 def write_metadata(
-    directory: Path, tensors: dict[str, TensorStorageMetadata], results: Iterable[list[WriteResult]]
+    directory: Path, tensors: Mapping[str, Any], stored: dict[MetadataIndex, Any]
 ) -> dict[str, FileEntry]:
-    """Write what makes the ranks' files one torch_dist checkpoint. Rank 0 calls it."""
-    stored = {result.index: result.storage_data for one in results for result in one}
+    """Write what makes the ranks' files one torch_dist checkpoint. Rank 0 calls it.
+
+    `tensors`: what there is, by name. `stored`: where in which file each piece lies.
+    """
     metadata = Metadata(dict(tensors), storage_data=stored, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION)
     common = io.BytesIO()
     torch.save({}, common)
@@ -202,9 +205,10 @@ _ALLOWED = {
         (f"{_DCP}.metadata", name)
         for name in (
             "Metadata", "TensorStorageMetadata", "ChunkStorageMetadata", "TensorProperties", "MetadataIndex",
-            "StorageMeta", "_MEM_FORMAT_ENCODING",
+            "StorageMeta", "_MEM_FORMAT_ENCODING", "BytesStorageMetadata",
         )
     ),
+    *((f"{_DCP}.planner", name) for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")),
     (f"{_DCP}.filesystem", "_StorageInfo"),
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
@@ -221,10 +225,13 @@ class _MetadataUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def read_metadata(directory: Path, files: Collection[str]) -> tuple[Metadata, dict[str, TensorStorageMetadata]]:
+def read_metadata(
+    directory: Path, files: Collection[str], others: bool = False
+) -> tuple[Metadata, dict[str, TensorStorageMetadata]]:
     """Where every stored tensor's pieces lie, and the tensors by name.
 
-    Raises CheckpointError for what is no such metadata, or points to other files than those of the checkpoint.
+    `others`: Megatron's own checkpoints hold pickled objects too, which are passed over. Raises CheckpointError for
+    what is no such metadata, or points to other files than those of the checkpoint.
     """
     path = directory / METADATA
     try:
@@ -233,7 +240,7 @@ def read_metadata(directory: Path, files: Collection[str]) -> tuple[Metadata, di
         places = {info.relative_path for info in metadata.storage_data.values()}
     except Exception as error:  # an unpickler can raise nearly anything
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if len(entries) != len(metadata.state_dict_metadata):
+    if len(entries) != len(metadata.state_dict_metadata) and not others:
         raise CheckpointError(f"{path} holds objects that are no tensors; they are not loaded")
     if not places <= set(files):
         raise CheckpointError(f"{path} names files that are not of the checkpoint: {sorted(places - set(files))[:3]}")

@@ -15,6 +15,15 @@ from typing import Any
 from bridge_mcore.config.schema import GeneratedModel, Model
 
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+#: What transformers takes for sizes that a config.json leaves out, where it is not: as many key-value heads as heads,
+#: hidden_size / heads as the head's dimension, and an output matrix of its own.
+_OMITTED: dict[str, dict[str, Any]] = {
+    "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+    "qwen3_moe": {"num_key_value_heads": 4},
+    "mistral": {"num_key_value_heads": 8},
+    "gemma3_text": {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
+}
 _CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -98,6 +107,7 @@ def directory_sizes(directory: Path) -> Sizes:
     config = _read_json(directory / "config.json")
     if not isinstance(config, dict):
         config = {}
+    config = {**_OMITTED.get(str(config.get("model_type")), {}), **config}
 
     def size(name: str) -> int | None:
         value = config.get(name)

@@ -1,11 +1,14 @@
 """Core attention: over packed sequences (also across context ranks), over batches, and over a decoding cache.
 
+A layer may have a window: the query at position i then sees the keys at j with i - window < j <= i.
+
 Megatron's own DotProductAttention materialises the score matrix; this one uses flash kernels on CPU and GPU.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,29 +16,9 @@ import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
-from torch import Tensor, nn
+from torch import Tensor
 
-from bridge_mcore.model.packed import packed_attention
-
-
-class RMSNorm(nn.Module):
-    """Root mean square norm (Zhang and Sennrich, 2019), statistics in fp32, as transformers computes it.
-
-    Unlike Megatron's WrappedTorchNorm it may be used under sequence parallelism: it marks its weight so that Megatron
-    all-reduces its gradient over tensor ranks.
-    """
-
-    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # Megatron's mark
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., hidden_size] in any float dtype; the same shape and dtype back."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+from bridge_mcore.model.packed import packed_attention, visible
 
 
 class KVCache:
@@ -83,9 +66,18 @@ class CoreAttention(MegatronModule):
     decoding, is whole on every rank.
     """
 
-    def __init__(self, config: Any, layer_number: int, softmax_scale: float | None = None, **_: Any) -> None:
+    def __init__(
+        self,
+        config: Any,
+        layer_number: int,
+        softmax_scale: float | None = None,
+        windows: Sequence[int | None] = (),
+        **_: Any,
+    ) -> None:
+        """layer_number: from 1, over the whole model, as the entries of `windows` are (empty: no layer has one)."""
         super().__init__(config)
         self.layer_number = layer_number
+        self.window = windows[layer_number - 1] if windows else None
         self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
         self.cache: KVCache | None = None
 
@@ -107,18 +99,33 @@ class CoreAttention(MegatronModule):
         causal = attention_mask is None and q.shape[2] > 1
         if causal and q.shape[2] != k.shape[2]:
             raise ValueError("several new positions over a cache need an explicit mask")
+        if self.window is not None and k.shape[2] > self.window:
+            k, v, attention_mask = self._windowed(q.shape[2], k, v, attention_mask)
+            causal = False
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=attention_mask, is_causal=causal, scale=self.scale, enable_gqa=q.shape[1] != k.shape[1]
         )
         return out.permute(2, 0, 1, 3).flatten(2)
+
+    def _windowed(
+        self, queries: int, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys, values and mask of the last positions of [b, kv_heads, s_kv, d], without what the window hides."""
+        assert self.window is not None
+        if queries == 1:  # a decoded position sees the end of the cache
+            last = slice(-self.window, None)
+            return key[:, :, last], value[:, :, last], None if mask is None else mask[..., last]
+        length = key.shape[2]
+        seen = visible(torch.arange(length - queries, length, device=key.device), length, self.window)
+        return key, value, seen if mask is None else mask & seen
 
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Tensor:
         if self.cache is not None:
             raise ValueError("packed sequences cannot be decoded over a cache")
         size = self.config.context_parallel_size
         if size == 1:
-            return packed_attention(query, key, value, segments, self.scale)
+            return packed_attention(query, key, value, segments, self.scale, window=self.window)
         group = mpu.get_context_parallel_group()
         # One collective for both; its backward sums every rank's share of the gradient (reduce-scatter).
         keys, values = gather_from_sequence_parallel_region(torch.stack([key, value], 1), group=group).unbind(1)
-        return packed_attention(query, keys, values, segments, self.scale, size, group.rank())
+        return packed_attention(query, keys, values, segments, self.scale, size, group.rank(), self.window)

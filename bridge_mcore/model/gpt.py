@@ -21,9 +21,9 @@ from torch import Tensor
 
 from bridge_mcore.config.schema import Parallel
 from bridge_mcore.model.attention import CoreAttention, KVCache
-from bridge_mcore.model.families.base import ModelShape
+from bridge_mcore.model.families.shape import ModelShape
 from bridge_mcore.model.hooks import run_pre_hooks
-from bridge_mcore.model.layers import layer_spec
+from bridge_mcore.model.layers import ACTIVATIONS, layer_spec
 from bridge_mcore.model.logprobs import token_logprobs
 
 
@@ -35,12 +35,14 @@ class PolicyModel(GPTModel):
     vp_stage: int | None  # which of this process's chunks it is; None without a virtual pipeline
 
     def rotary(self, length: int, position_ids: Tensor | None, device: torch.device) -> Tensor:
-        """Rotary angles [s, 1 or b, 1, head_dim]; position_ids [b, s], or None for 0 … length-1 in every row."""
+        """Rotary angles [s, 1 or b, 1, head_dim]; position_ids [b, s], or None for 0 … length-1 in every row.
+
+        Of two ropes the angles lie side by side: of layers without a window, then of those with one.
+        """
         inv_freq = self.inv_freq.to(device)
         if position_ids is None:
             position_ids = torch.arange(length, device=device)[None]
-        angles = position_ids.t().float()[..., None, None] * inv_freq
-        return torch.cat([angles, angles], -1)
+        return position_ids.t().float()[..., None, None] * inv_freq
 
     def forward(
         self,
@@ -61,6 +63,8 @@ class PolicyModel(GPTModel):
         attention_mask: lengths of packed sequences (see `model.packed`), a boolean mask, or None for plain causal.
         """
         hidden = self.embedding(tokens, position_ids) if self.pre_process else None
+        if hidden is not None and self.shape.embedding_scale != 1.0:
+            hidden = hidden * torch.tensor(self.shape.embedding_scale).to(hidden.dtype).item()
         angles = self.rotary(tokens.shape[1], position_ids, tokens.device)
         hidden = self.decoder(hidden_states=hidden, attention_mask=attention_mask, rotary_pos_emb=angles)
         if not self.post_process:
@@ -162,10 +166,13 @@ def transformer_config(
         normalization="RMSNorm",
         layernorm_epsilon=shape.norm_eps,
         gated_linear_unit=True,
-        activation_func=F.silu,
+        activation_func=ACTIVATIONS[shape.activation],
         add_bias_linear=False,
         add_qkv_bias=shape.qkv_bias,
-        qk_layernorm=shape.qk_norm,
+        # Megatron then sums the gradients of these norms over tensor ranks; those over all heads are split instead.
+        qk_layernorm=shape.qk_norm == "head",
+        layernorm_zero_centered_gamma=shape.norm_weight == "one_plus",
+        softmax_scale=shape.softmax_scale,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor,
@@ -269,5 +276,7 @@ def _build_chunk(
     model.shape = shape
     model.vp_stage = stage
     model.logprob_chunk = logprob_chunk
-    model.inv_freq = shape.rope.inverse_frequencies(shape.head_dim).to(device)
-    return model.to(device)
+    ropes = (shape.rope,) if shape.local_rope is None else (shape.rope, shape.local_rope)
+    # Each rope's frequencies twice: the two halves of a head turn by the same angles.
+    model.inv_freq = torch.cat([rope.inverse_frequencies(shape.head_dim).repeat(2) for rope in ropes]).to(device)
+    return model if device.type == "cpu" else model.to(device)  # Megatron made it on the CPU already

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from bridge_mcore.config.schema import LORA_HOSTS, LORA_PROJECTIONS
 from bridge_mcore.errors import ConfigError
-from bridge_mcore.model.families.base import ModelShape
+from bridge_mcore.model.families.shape import ModelShape
 from bridge_mcore.model.hooks import run_pre_hooks
 
 #: Megatron module path inside a layer, by host name.

@@ -4,6 +4,8 @@
 into 2c equal chunks, and context rank r holds chunks r and 2c-1-r (zig-zag: early chunks see few keys, late ones many,
 so every rank has equal work). Its queries meet the keys of all ranks; each chunk attends to its sequence's prefix.
 
+With a window, the query at position i of its sequence sees the keys at j with i - window < j <= i.
+
 Half precision on a GPU uses a variable-length flash kernel. Everything else gathers sequences of similar length into
 padded batches for scaled_dot_product_attention. No score matrix over the whole row ever exists.
 """
@@ -33,6 +35,13 @@ def zigzag(segments: Sequence[int], context_size: int, context_rank: int) -> np.
 def gathered_order(segments: Sequence[int], context_size: int) -> np.ndarray:
     """Where in the ranks' rows, laid one after another, each position of the full row is: int64 [T]."""
     return np.argsort(np.concatenate([zigzag(segments, context_size, rank) for rank in range(context_size)]))
+
+
+def visible(positions: Tensor, keys: int, window: int | None = None) -> Tensor:
+    """Whether the query at each of `positions` [..., q] sees key 0 … keys-1: boolean [..., q, keys]."""
+    column, row = torch.arange(keys, device=positions.device), positions[..., None]
+    seen = column <= row
+    return seen if window is None else seen & (column > row - window)
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -165,24 +174,32 @@ def _has_kernel(query: Tensor) -> bool:
     return query.is_cuda and half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
 
 
-def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, plan: _Varlen, scale: float) -> Tensor:
+def _attend_varlen(
+    query: Tensor, key: Tensor, value: Tensor, plan: _Varlen, scale: float, window: int | None
+) -> Tensor:
     if plan.keys is not None:
         # A key is taken at most twice, so the order of the sum in the backward pass does not matter.
         key, value = key.index_select(0, plan.keys), value.index_select(0, plan.keys)
     ends, longest = (plan.query_ends, plan.key_ends), (plan.longest_query, plan.longest_key)
+    # Both kernels count the keys before the query's own; -1 means all.
+    sides = (-1 if window is None or window >= plan.longest_key else window - 1, 0)
     if _has_flash_attn():
         from flash_attn import flash_attn_varlen_func
 
-        return flash_attn_varlen_func(query, key, value, *ends, *longest, softmax_scale=scale, causal=True)
+        return flash_attn_varlen_func(
+            query, key, value, *ends, *longest, softmax_scale=scale, causal=True, window_size=sides
+        )
     from torch.nn.attention.varlen import varlen_attn
 
     grouped = query.shape[1] != key.shape[1]
-    out = varlen_attn(query, key, value, *ends, *longest, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
+    out = varlen_attn(query, key, value, *ends, *longest, scale=scale, window_size=sides, enable_gqa=grouped)
     assert isinstance(out, Tensor)  # a tuple only if more is asked for
     return out
 
 
-def _attend_buckets(query: Tensor, key: Tensor, value: Tensor, plan: _Buckets, scale: float) -> Tensor:
+def _attend_buckets(
+    query: Tensor, key: Tensor, value: Tensor, plan: _Buckets, scale: float, window: int | None
+) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
     if grouped and query.is_cuda:  # there, the kernels that take fp32 want as many key heads as query heads
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
@@ -199,9 +216,11 @@ def _attend_buckets(query: Tensor, key: Tensor, value: Tensor, plan: _Buckets, s
     ):
         q, k, v = (x.unflatten(0, (bucket.rows, -1)).transpose(1, 2) for x in (q, k, v))
         mask = None
-        if bucket.offsets is not None:
-            row, column = (torch.arange(n, device=q.device) for n in (bucket.queries, bucket.keys))
-            mask = (column <= bucket.offsets[:, None, None] + row[:, None])[:, None]
+        if bucket.offsets is not None or (window is not None and window < bucket.keys):
+            positions = torch.arange(bucket.queries, device=q.device)[None]
+            if bucket.offsets is not None:
+                positions = bucket.offsets[:, None] + positions
+            mask = visible(positions, bucket.keys, window)[:, None]
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
         )
@@ -217,6 +236,7 @@ def packed_attention(
     scale: float,
     context_size: int = 1,
     context_rank: int = 0,
+    window: int | None = None,
 ) -> Tensor:
     """Causal attention inside each segment.
 
@@ -225,6 +245,7 @@ def packed_attention(
         key, value: of all context ranks, one after another in rank order [T, kv_heads, d].
         segments: full lengths, integers [n] on the CPU; with context_size > 1 multiples of 2 · context_size.
         scale: of the scores.
+        window: how many keys a query sees, its own the last; None: all before it.
     Returns:
         [T / context_size, heads, d], in the order of `query`.
     Raises:
@@ -238,5 +259,6 @@ def packed_attention(
         )
     if _has_kernel(query):
         plan = _varlen_plan(lengths, context_size, context_rank, query.device)
-        return _attend_varlen(query, key, value, plan, scale)
-    return _attend_buckets(query, key, value, _bucket_plan(lengths, context_size, context_rank, query.device), scale)
+        return _attend_varlen(query, key, value, plan, scale, window)
+    buckets = _bucket_plan(lengths, context_size, context_rank, query.device)
+    return _attend_buckets(query, key, value, buckets, scale, window)

@@ -89,6 +89,12 @@ def edit_config(directory, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+GEMMA_YARN = {
+    "full_attention": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "named"),
     [
@@ -97,10 +103,27 @@ def edit_config(directory, **changes):
         ("llama", {"attention_bias": True}, "attention_bias"),
         ("llama", {"mlp_bias": True}, "mlp_bias"),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "yarn"),
-        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": None}, "linear"),
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "rope_parameters": None}, "dynamic"),
         ("qwen3", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config"),
         ("qwen3", {"logit_softcapping": 30.0}, "logit_softcapping"),
         ("qwen3", {"architectures": ["Qwen3MoeForCausalLM"]}, "Qwen3MoeForCausalLM"),
+        ("mistral", {"hidden_act": "gelu"}, "hidden_act"),
+        ("mistral", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ("mistral", {"sliding_window": 0}, "sliding_window=0"),
+        ("mistral", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "yarn"),
+        ("mistral", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3", {"attention_bias": True}, "attention_bias"),
+        ("gemma3", {"hidden_activation": "silu"}, "hidden_activation"),
+        ("gemma3", {"layer_types": ["full_attention", "chunked_attention"]}, "layer_types"),
+        ("gemma3", {"sliding_window": None}, "sliding_window=None"),
+        ("gemma3", {"rope_parameters": GEMMA_YARN}, "rope_parameters.full_attention.rope_type='yarn'"),
+        ("gemma3", {"architectures": ["Gemma3ForConditionalGeneration"]}, "Gemma3ForConditionalGeneration"),
+        ("olmo2", {"attention_bias": True}, "attention_bias"),
+        ("olmo2", {"sliding_window": 64}, "sliding_window"),
+        ("olmo2", {"clip_qkv": 8.0}, "clip_qkv"),
     ],
 )
 def test_a_config_that_cannot_be_expressed_is_refused_by_field(tmp_path, kind, changes, named):
@@ -126,6 +149,28 @@ def test_a_hub_style_config_reads_the_same(tmp_path):
     config = json.loads(path.read_text())
     config.pop("rope_parameters")
     path.write_text(json.dumps({**config, "rope_theta": theta, "rope_scaling": rope, "torch_dtype": "bfloat16"}))
+    assert find_family(tmp_path)[1] == new
+
+
+def test_gemma_as_the_hub_has_it_reads_the_same(tmp_path):
+    """Ropes as rope_theta, rope_scaling and rope_local_base_freq, the kinds of layers as sliding_window_pattern."""
+    from bridge_mcore.model.families import find_family
+
+    save_tiny("gemma3", tmp_path, layers=5)
+    types = [*["sliding_attention"] * 2, "full_attention", *["sliding_attention"] * 2]
+    edit_config(tmp_path, layer_types=types)
+    new = find_family(tmp_path)[1]
+    assert (new.rope.theta, new.rope.factor, new.local_rope.theta) == (1e6, 8.0, 1e4)
+    assert new.windows == (6, 6, None, 6, 6)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for key in ("rope_parameters", "layer_types", "_sliding_window_pattern", "tie_word_embeddings", "dtype"):
+        config.pop(key, None)
+    hub = {
+        "rope_theta": 1000000, "rope_local_base_freq": 10000, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window_pattern": 3, "cache_implementation": "hybrid", "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    path.write_text(json.dumps({**config, **hub}))
     assert find_family(tmp_path)[1] == new
 
 

@@ -11,23 +11,29 @@ import torch
 from tests.models import save_tiny
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "gemma3", "olmo2"])
 def test_transformer_engines_layers_take_the_places_of_ours(world, tmp_path, monkeypatch, kind):
     """With stand-ins of their names (Megatron's own layers) the model computes what it did, adapters included."""
     from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 
     from bridge_mcore.checkpoint.hf import load_theta
     from bridge_mcore.config.schema import Parallel
-    from bridge_mcore.model.attention import RMSNorm
     from bridge_mcore.model.families import find_family
     from bridge_mcore.model.gpt import build_chunks
     from bridge_mcore.model.lora import LoRAShape, attach_lora
+    from bridge_mcore.model.norms import RMSNorm
+
+    class Norm(RMSNorm):
+        """Transformer Engine's norm takes 1 + weight from the configuration, not as an argument."""
+
+        def __init__(self, config, hidden_size, eps):
+            super().__init__(config, hidden_size, eps, "one_plus" if config.layernorm_zero_centered_gamma else "wide")
 
     stand_in = types.ModuleType("transformer_engine")
     names = {
         "TEColumnParallelLinear": ColumnParallelLinear,
         "TERowParallelLinear": RowParallelLinear,
-        "TENorm": RMSNorm,
+        "TENorm": Norm,
     }
     for name, ours in names.items():
         setattr(stand_in, name, type(name, (ours,), {}))

@@ -27,11 +27,16 @@ def tensors(seed: int, total: int, heads: int, kv_heads: int, d: int = 8, dtype=
     return [torch.randn(total, n, d, generator=g, dtype=dtype) for n in (heads, kv_heads, kv_heads, heads)]
 
 
-def alone(query: Tensor, key: Tensor, value: Tensor, segments: list[int]) -> Tensor:
+def alone(query: Tensor, key: Tensor, value: Tensor, segments: list[int], window: int | None = None) -> Tensor:
     outputs = []
     for parts in zip(query.split(segments), key.split(segments), value.split(segments), strict=True):
         q, k, v = (x.transpose(0, 1)[None] for x in parts)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=SCALE, enable_gqa=True)
+        mask = None
+        if window is not None:
+            mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril().triu(1 - window)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=SCALE, enable_gqa=True
+        )
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)
 
@@ -48,12 +53,12 @@ def in_rank_order(x: Tensor, segments: list[int], size: int) -> Tensor:
     return torch.cat([x[torch.from_numpy(zigzag(segments, size, rank)).to(x.device)] for rank in range(size)])
 
 
-def over_ranks(q: Tensor, k: Tensor, v: Tensor, segments: list[int], size: int) -> Tensor:
+def over_ranks(q: Tensor, k: Tensor, v: Tensor, segments: list[int], size: int, window: int | None = None) -> Tensor:
     """What all context ranks together compute, in the order of the full row."""
     mine = [torch.from_numpy(zigzag(segments, size, rank)).to(q.device) for rank in range(size)]
     keys, values = (in_rank_order(x, segments, size) for x in (k, v))
     lengths = torch.tensor(segments)
-    parts = [packed_attention(q[index], keys, values, lengths, SCALE, size, r) for r, index in enumerate(mine)]
+    parts = [packed_attention(q[index], keys, values, lengths, SCALE, size, r, window) for r, index in enumerate(mine)]
     return torch.cat(parts)[torch.cat(mine).argsort()]
 
 
@@ -76,6 +81,47 @@ def test_equals_each_sequence_alone(seed, heads, kv_heads, lengths):
     *qkv, gradient = tensors(seed, sum(segments), heads, kv_heads)
     got = with_gradients(lambda q, k, v: packed_attention(q, k, v, torch.tensor(segments), SCALE), *qkv, gradient)
     close(got, with_gradients(lambda q, k, v: alone(q, k, v, segments), *qkv, gradient))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("window", [2, 7, 100, 10_000])
+def test_a_window_hides_what_is_too_far_back(seed, size, window):
+    segments = some_segments(seed, unit=2 * size)
+    *qkv, gradient = tensors(seed, sum(segments), 4, 2)
+    got = with_gradients(lambda q, k, v: over_ranks(q, k, v, segments, size, window), *qkv, gradient)
+    close(got, with_gradients(lambda q, k, v: alone(q, k, v, segments, window), *qkv, gradient))
+
+
+@pytest.mark.parametrize("window", [1, 5, 30])
+def test_a_window_over_batches_and_over_a_cache(world, seed, window):
+    """A whole batch, a left-padded one and decoding over a cache see what each sequence sees in a packed row."""
+    from bridge_mcore.model.attention import CoreAttention, KVCache
+
+    lengths, prompt, total = [17, 25], 9, 25
+    config = SimpleNamespace(kv_channels=8, context_parallel_size=1)
+    module = CoreAttention(config, 2, SCALE, windows=(None, window))
+    rows = [tensors(seed + i, n, 4, 2)[:3] for i, n in enumerate(lengths)]
+    want = [alone(*row, [n], window).flatten(1) for row, n in zip(rows, lengths, strict=True)]
+    assert (module(*(x[:, None] for x in rows[1]))[:, 0] - want[1]).abs().max() < 1e-12
+    padding = torch.tensor([total - n for n in lengths])
+    q, k, v = (
+        torch.stack([F.pad(row[i], (0, 0, 0, 0, total - n, 0)) for row, n in zip(rows, lengths, strict=True)], 1)
+        for i in range(3)
+    )
+    column = torch.arange(total)
+    real = (column >= padding[:, None])[:, None, None]
+    mask = real & (column[:, None] >= column) | torch.eye(total, dtype=torch.bool)
+    whole = module(q, k, v, mask)
+    module.cache = KVCache(total)
+    outputs = [module(q[:prompt], k[:prompt], v[:prompt], mask[..., :prompt, :prompt])]
+    module.cache.advance(prompt)
+    for at in range(prompt, total):
+        one = slice(at, at + 1)
+        outputs.append(module(q[one], k[one], v[one], real[..., : at + 1]))
+        module.cache.advance(1)
+    for out in (whole, torch.cat(outputs)):
+        for i, n in enumerate(lengths):
+            assert (out[total - n :, i] - want[i]).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -103,9 +149,9 @@ def test_context_ranks_together_equal_one(seed, size):
     close(got, with_gradients(lambda q, k, v: alone(q, k, v, segments), *qkv, gradient))
 
 
-def reference_kernel(query, key, value, query_ends, key_ends, max_q, max_k, softmax_scale, causal):
-    """What flash_attn_varlen_func promises: queries aligned with the end of their keys."""
-    assert causal and query_ends.dtype == key_ends.dtype == torch.int32
+def reference_kernel(query, key, value, query_ends, key_ends, max_q, max_k, softmax_scale, causal, window_size):
+    """What flash_attn_varlen_func promises: queries aligned with the end of their keys; so many before its own."""
+    assert causal and window_size[1] == 0 and query_ends.dtype == key_ends.dtype == torch.int32
     outputs = []
     for i in range(len(query_ends) - 1):
         q, k, v = (
@@ -115,21 +161,23 @@ def reference_kernel(query, key, value, query_ends, key_ends, max_q, max_k, soft
         n, m = q.shape[1], k.shape[1]
         assert n <= max_q and m <= max_k
         mask = torch.ones(n, m, dtype=torch.bool).tril(m - n)
+        if window_size[0] >= 0:
+            mask = mask.triu(m - n - window_size[0])
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=softmax_scale, enable_gqa=True)
         outputs.append(out.transpose(0, 1))
     return torch.cat(outputs)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_variable_length_kernels_get_the_right_lengths_and_keys(seed, size, monkeypatch):
+@pytest.mark.parametrize(("size", "window"), [(1, None), (2, None), (3, None), (1, 20), (2, 20), (2, 10_000)])
+def test_variable_length_kernels_get_the_right_lengths_and_keys(seed, size, window, monkeypatch):
     """The path of half precision on a GPU, with a stand-in for the kernel."""
     monkeypatch.setattr(packed, "_has_kernel", lambda query: True)
     monkeypatch.setattr(packed, "_has_flash_attn", lambda: True)
     monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=reference_kernel))
     segments = some_segments(seed, unit=2 * size)
     *qkv, gradient = tensors(seed, sum(segments), 4, 2)
-    got = with_gradients(lambda q, k, v: over_ranks(q, k, v, segments, size), *qkv, gradient)
-    close(got, with_gradients(lambda q, k, v: alone(q, k, v, segments), *qkv, gradient))
+    got = with_gradients(lambda q, k, v: over_ranks(q, k, v, segments, size, window), *qkv, gradient)
+    close(got, with_gradients(lambda q, k, v: alone(q, k, v, segments, window), *qkv, gradient))
 
 
 def test_segments_must_fit():
@@ -173,12 +221,13 @@ def test_core_attention_takes_segments_as_its_mask(world, seed, recompute):
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_gpu_kernels_equal_the_cpu(seed, size, dtype):
+@pytest.mark.parametrize("window", [None, 20])
+def test_gpu_kernels_equal_the_cpu(seed, size, dtype, window):
     segments = some_segments(seed, unit=2 * size)
     *qkv, gradient = (x.to("cuda", dtype) for x in tensors(seed, sum(segments), 4, 2, d=64))
-    got = with_gradients(lambda q, k, v: over_ranks(q, k, v, segments, size), *qkv, gradient)
+    got = with_gradients(lambda q, k, v: over_ranks(q, k, v, segments, size, window), *qkv, gradient)
     exact = [x.cpu().double() for x in (*qkv, gradient)]
-    want = with_gradients(lambda q, k, v: alone(q, k, v, segments), *exact)
+    want = with_gradients(lambda q, k, v: alone(q, k, v, segments, window), *exact)
     for a, b in zip(got, want, strict=True):
         assert (a.cpu().double() - b).norm() <= (1e-2 if dtype == torch.bfloat16 else 1e-5) * b.norm()
 

@@ -40,7 +40,7 @@ def test_logits_and_logprobs_equal_transformers(world, tmp_path, seed, kind):
     assert (out[:, ~mask] == 0).all()
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3", MOE])
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", MOE, "mistral_window", "gemma3", "olmo2"])
 def test_gradients_equal_transformers(world, tmp_path, seed, kind):
     """Weighted, tempered log-probabilities: gradients of every HF tensor within 1e-5 of their largest entry."""
     from bridge_mcore.checkpoint.hf import base_parameters

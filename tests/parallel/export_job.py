@@ -9,9 +9,11 @@ import errno
 import sys
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from bridge_mcore.checkpoint import hf
+from bridge_mcore.checkpoint.safetensors_file import SafetensorsStream
 from bridge_mcore.config.schema import Config, Parallel
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.platform.device import setup_device
@@ -23,20 +25,20 @@ def main() -> None:
     source, out = Path(sys.argv[1]), Path(sys.argv[2])
     platform = setup_device("cpu")
     hf._SHARD_BYTES = 20_000  # type: ignore[misc]
-    save, calls = hf.save_file, []
+    append, calls = SafetensorsStream.append, []
 
-    def full(*arguments: object, **options: object) -> None:
-        calls.append(arguments)
-        if len(calls) == 2:
+    def full(stream: SafetensorsStream, name: str, tensor: torch.Tensor) -> None:
+        calls.append(name)
+        if len(calls) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(*arguments, **options)
+        append(stream, name, tensor)
 
-    hf.save_file = full  # type: ignore[assignment]
+    SafetensorsStream.append = full  # type: ignore[method-assign]
     with joined_world(platform):
         for sizes in ({"tensor": 2}, {"pipeline": 2}, {"data": 2}):
             calls.clear()
             if dist.get_rank() == 1 and "pipeline" not in sizes:
-                calls.extend([None, None])  # only rank 0 writes, and fails
+                calls.extend([None] * 3)  # only rank 0 writes, and fails
             with layout_groups(Parallel(**sizes), seed=0):
                 config = Config(parallel=Parallel(**sizes))
                 policy = build_policy(config, platform, source, adapter=False, auxiliary=False, reference=False)

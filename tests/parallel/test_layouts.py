@@ -58,6 +58,18 @@ TWO_CASES = [
     for family in FAMILIES
     if not layout.name.startswith(("dp2", "cp2-")) or family in ("qwen2", "llama")
 ] + [("qwen3_moe", Layout("ep2-dp2", {"data": 2, "expert": 2}, 120, iterations=1))]
+#: Windows, two ropes, norms after attention and MLP, norms over all heads: each split has a way to get them wrong.
+TWO_CASES += [
+    (family, Layout(name, parallel, 120, iterations=1, more=more))
+    for family in ("gemma3", "olmo2")
+    for name, parallel, more in (
+        ("tp2", {"tensor": 2}, {}),
+        ("tp2-sp-recompute", {"tensor": 2, "sequence": True}, {"recompute": "full"}),
+        ("pp2-vpp2", {"pipeline": 2, "virtual_pipeline": 2}, {}),
+        ("cp2-selective", {"context": 2}, {"recompute": "selective"}),
+    )
+    if name != "tp2" or family == "olmo2"
+]
 FOUR = (
     ("qwen2", Layout("tp2-pp2", {"tensor": 2, "pipeline": 2}, 120)),
     ("qwen3", Layout("tp2-sp-dp2", {"tensor": 2, "sequence": True, "data": 2}, 120)),

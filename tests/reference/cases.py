@@ -19,7 +19,9 @@ import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
+    Olmo2Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -30,7 +32,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 from .algorithm2 import Sample, load_policy, response_logprobs
 
-FAMILIES = ("qwen2", "qwen2_untied", "llama", "qwen3", "qwen3_moe")
+FAMILIES = ("qwen2", "qwen2_untied", "llama", "qwen3", "qwen3_moe", "gemma3", "olmo2")
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_TARGETS = (*ATTENTION_TARGETS, "gate_proj", "up_proj", "down_proj")
 KINK_MARGIN = 1e-3  # no ratio is nearer than this to where the surrogate bends
@@ -62,13 +64,14 @@ def default_settings(optimizer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def model_config(family: str, rng: random.Random) -> PreTrainedConfig:
+def model_config(family: str, rng: random.Random, layers: int | None = None) -> PreTrainedConfig:
     """A tiny config of a family; the vocabulary size is odd, so that nothing is aligned by luck."""
+    drawn = rng.choice([2, 4])
     common: dict[str, Any] = {
         "vocab_size": rng.choice([97, 101, 113, 127]),
         "hidden_size": 64,
         "intermediate_size": 96,
-        "num_hidden_layers": rng.choice([2, 4]),
+        "num_hidden_layers": layers or drawn,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "initializer_range": 0.1,
@@ -86,9 +89,22 @@ def model_config(family: str, rng: random.Random) -> PreTrainedConfig:
     if family == "qwen3":
         return Qwen3Config(**common, head_dim=32, tie_word_embeddings=True, rope_parameters=plain_rope)
     if family == "qwen3_moe":
-        common |= {"num_hidden_layers": 2, "moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
+        common |= {"num_hidden_layers": layers or 2, "moe_intermediate_size": 48}
+        common |= {"num_experts": 4, "num_experts_per_tok": 2}
         common |= {"norm_topk_prob": True, "tie_word_embeddings": False, "rope_parameters": plain_rope}
         return Qwen3MoeConfig(**common, head_dim=32)
+    if family == "gemma3":
+        # Of four layers, the two of each pipeline stage are of other kinds than those of the other stage.
+        types = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
+        common |= {"hidden_size": 72, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 9}
+        rope = {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+            "sliding_attention": plain_rope,
+        }
+        types = types[: common["num_hidden_layers"]]
+        return Gemma3TextConfig(**common, layer_types=types, rope_parameters=rope)
+    if family == "olmo2":
+        return Olmo2Config(**common, rope_parameters=plain_rope)
     if family == "llama":
         common["max_position_embeddings"] = 131072
         rope = {
@@ -223,11 +239,7 @@ def make_case(
     rng = random.Random(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = model_config(family, rng)
-        if layers is not None:
-            config.num_hidden_layers = layers
-            if getattr(config, "layer_types", None):
-                config.layer_types = config.layer_types[:1] * layers
+        config = model_config(family, rng, layers)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         perturb(model, 0.2)
         model.save_pretrained(path / "model")

@@ -86,7 +86,7 @@ def test_gradients_by_finite_differences(family: str, seed: int, tmp_path: Path)
         "w": (lambda: j_joint() - lam * j_hat(), [w, w_hat]),  # w is one variable, held in two models
     }
     generator = torch.Generator().manual_seed(seed)
-    step = 1e-3
+    step = 1e-4  # no ratio of the case is so near to where the surrogate bends that a step takes it across
     for group, (objective, copies) in objectives.items():
         gradient = result.gradients[group]
         direction = {n: torch.randn(g.shape, generator=generator, dtype=g.dtype) for n, g in gradient.items()}

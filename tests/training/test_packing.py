@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from bridge_mcore.model.families.base import ModelShape, Rope
+from bridge_mcore.model.families.shape import ModelShape, Rope
 from bridge_mcore.training.packing import SequenceCost, pack
 
 COST = SequenceCost(1.0, 1e-4)

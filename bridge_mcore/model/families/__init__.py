@@ -8,10 +8,13 @@ from typing import Any
 
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.errors import CheckpointError
-from bridge_mcore.model.families import llama, qwen2, qwen3, qwen3_moe
-from bridge_mcore.model.families.base import Family, ModelShape
+from bridge_mcore.model.families import gemma3, llama, mistral, olmo2, qwen2, qwen3, qwen3_moe
+from bridge_mcore.model.families.base import Family
+from bridge_mcore.model.families.shape import ModelShape
 
-FAMILIES: dict[str, Family] = {f.architecture: f for f in (qwen2.FAMILY, llama.FAMILY, qwen3.FAMILY, qwen3_moe.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    file.FAMILY.architecture: file.FAMILY for file in (qwen2, llama, qwen3, qwen3_moe, mistral, gemma3, olmo2)
+}
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -7,11 +7,12 @@ FAMILY = Family(
     architecture="Qwen2ForCausalLM",
     model_type="qwen2",
     parameters=(*LLAMA_LIKE, QKV_BIAS),
-    qkv_bias=True,
+    features={"qkv_bias": True},
     fixed={
         "hidden_act": "silu",
         "use_sliding_window": False,
         "attention_dropout": 0.0,
         "layer_types": all_equal("full_attention"),
     },
+    neutral=("sliding_window", "max_window_layers"),  # used only with use_sliding_window
 )

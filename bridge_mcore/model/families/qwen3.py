@@ -7,7 +7,7 @@ FAMILY = Family(
     architecture="Qwen3ForCausalLM",
     model_type="qwen3",
     parameters=(*LLAMA_LIKE, *QK_NORM),
-    qk_norm=True,
+    features={"qk_norm": "head"},
     fixed={
         "hidden_act": "silu",
         "attention_bias": False,
@@ -15,4 +15,5 @@ FAMILY = Family(
         "attention_dropout": 0.0,
         "layer_types": all_equal("full_attention"),
     },
+    neutral=("sliding_window", "max_window_layers"),  # used only with use_sliding_window
 )
