@@ -8,14 +8,14 @@ Every contestant is a process of its own, and they take turns, so that each roun
 the same round's `cp`. Two clocks: the work alone (imports left out, as a loop over many checkpoints sees it) until the
 data is on the disk, and the whole process. Memory is the process's peak resident set; what the imports alone take is
 shown beside it. mbridge (pip install --no-deps --target DIR mbridge==0.15.1) has no way to Megatron's files: it is
-timed from HF into a model and back to HF, as transformers is; ours writes a distributed checkpoint in between.
+timed from HF into a model and back to HF, as transformers is; ours writes a distributed checkpoint in between. Its
+Transformer Engine layers are replaced by Megatron's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -37,11 +37,13 @@ from bridge_mcore.platform.device import setup_device
 setup_device("cpu")
 from bridge_mcore.checkpoint import convert as c
 from bridge_mcore.config.schema import Parallel
+import transformers
+transformers.AutoConfig.for_model("qwen2"), transformers.AutoConfig.for_model("llama")  # imports more
 options = c.Options(workers=c.default_workers())
 """
 #: source and target are Paths; the clock starts at `begin()` and stops at the script's end.
 _SCRIPTS = {
-    "imports": _OURS + "import transformers\nbegin()\n",
+    "imports": _OURS + "begin()\n",
     "ours, HF → Megatron": _OURS
     + "begin()\nc.to_megatron(c.open_hf(source), target, Parallel(tensor=2, pipeline=2), None, 1, options)\n",
     "ours, Megatron → HF": _OURS + "begin()\nc.to_hf(c.open_megatron(source), target, None, options)\n",
@@ -62,12 +64,21 @@ model.save_pretrained(target, max_shard_size="5GB")
 os.sync()
 """,
     "mbridge, HF → model → HF": """
-import os, torch
+import os, torch, transformers
 from bridge_mcore.platform.device import setup_device
 platform = setup_device("cpu")
 from bridge_mcore.platform.distributed import process_groups
 from bridge_mcore.config.schema import Parallel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from mbridge import AutoBridge
+from mbridge.core.llm_bridge import LLMBridge
+# Without Transformer Engine: Megatron's own layers, whose norms have names of their own.
+def layers(self, vp_stage=None):
+    return get_gpt_decoder_block_spec(self.config, use_transformer_engine=False)
+def norm(self, name):
+    return [f"model.layers.{name.split('.')[2]}.input_layernorm.weight"]
+transformers.Qwen2Config.rope_theta = 1e6  # where it looks for it, transformers 5 has it elsewhere
+LLMBridge._get_transformer_layer_spec, LLMBridge._weight_name_mapping_other = layers, norm
 begin()
 with process_groups(platform, Parallel(), 0):
     bridge = AutoBridge.from_pretrained(str(source))
@@ -75,6 +86,7 @@ with process_groups(platform, Parallel(), 0):
         use_cpu_initialization=True, persist_layer_norm=False, bias_activation_fusion=False, bias_dropout_fusion=False,
         masked_softmax_fusion=False, apply_rope_fusion=False, gradient_accumulation_fusion=False,
     )
+    bridge._MLP_MAPPING["pre_mlp_layernorm.weight"] = bridge._MLP_MAPPING["mlp.linear_fc1.layer_norm_weight"]
     model = bridge.get_model()
     bridge.load_weights(model, str(source))
     bridge.save_weights(model, str(target))
@@ -144,14 +156,11 @@ def make_checkpoint(directory: Path, shape: str) -> None:
 
 def run(command: list[str], result: Result, environment: dict[str, str], limit: int | None) -> None:
     """Run one process and note its times and its peak."""
-
-    def confine() -> None:  # anonymous memory: what a file mapping shows is the page cache's
-        if limit:
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
+    if limit:  # of anonymous memory: what a file mapping shows is the page cache's
+        command = ["prlimit", f"--data={limit}", *command]
     with tempfile.TemporaryFile("w+") as log:
         start = time.perf_counter()
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=confine)
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         _, status, usage = os.wait4(child.pid, 0)
         whole = time.perf_counter() - start
         log.seek(0)
@@ -185,7 +194,10 @@ def main() -> None:
         if source is None:
             print(f"making a random {args.shape} checkpoint …", flush=True)
             source = scratch / "source"
-            make_checkpoint(source, args.shape)
+            # In a process of its own: a child's peak would start at this one's memory.
+            maker = "import sys; from tools.bench_convert import *; make_checkpoint(Path(sys.argv[1]), sys.argv[2])"
+            command = [sys.executable, "-c", maker, str(source), args.shape]
+            subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
         size = sum(p.stat().st_size for p in source.glob("*.safetensors"))
         names = ["cp", *_SCRIPTS]
         if not args.mbridge:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from bridge_mcore import __version__
 from bridge_mcore.checkpoint.hf import check_tensors, expected_tensors
-from bridge_mcore.checkpoint.hf_out import hf_outputs, write_companions, write_index
+from bridge_mcore.checkpoint.hf_out import TEMPLATES, hf_outputs, write_companions, write_index
 from bridge_mcore.checkpoint.megatron import MegatronModel, TensorStore
 from bridge_mcore.checkpoint.megatron_out import finish_megatron, megatron_outputs, pieces
 from bridge_mcore.checkpoint.peft import open_adapter, read_adapter_config
@@ -30,11 +31,13 @@ from bridge_mcore.config.schema import Parallel
 from bridge_mcore.errors import CheckpointError, ConfigError
 from bridge_mcore.model.families import Family, find_family
 from bridge_mcore.model.families.shape import ModelShape
-from bridge_mcore.model.lora import projection_sizes
+from bridge_mcore.model.lora import LoRAShape, projection_sizes
 
 #: In a Megatron checkpoint that was written here: the model's config.json and tokenizer, and what wrote it.
 HF_FILES, RECORD = "hf", "conversion.json"
-_KINDS = ("config.json", "adapter_config.json", METADATA)  # what a directory must hold to be replaced by force
+_MOST_PADDING = 1 << 17
+#: What a directory must hold to be replaced by force: a file that says what it is, and the weights.
+_KINDS = {"config.json": "*.safetensors", "adapter_config.json": "adapter_model.safetensors", METADATA: "*.distcp"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Model:
     config: Path
     files: list[Path]
     left_out: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # what a user should know of the source
+    lora: LoRAShape | None = None  # of the adapter that is merged into it
 
     def names(self) -> list[str]:
         """HF names of all tensors, layer by layer, as an HF checkpoint holds them."""
@@ -93,7 +98,8 @@ def open_megatron(directory: Path, config: Path | None = None) -> Model:
         )
     family, shape = find_family(config)
     model = MegatronModel(store, family, shape)
-    return Model(model, family, shape, Path(config), [directory / METADATA, *store.files()])
+    files = [directory / METADATA, *store.files()]
+    return Model(model, family, shape, Path(config), files, remarks=model.remarks())
 
 
 def latest_iteration(directory: Path) -> Path:
@@ -101,7 +107,7 @@ def latest_iteration(directory: Path) -> Path:
     tracker = directory / "latest_checkpointed_iteration.txt"
     if not tracker.is_file():
         return directory
-    text = tracker.read_text()[:40].strip()
+    text = tracker.read_text(errors="replace")[:40].strip()
     if text != "release" and not text.isdecimal():
         raise CheckpointError(f"{tracker} says {text!r}, which is no iteration")
     return directory / ("release" if text == "release" else f"iter_{int(text):07d}")
@@ -111,15 +117,15 @@ def with_adapter(model: Model, adapter: Path) -> Model:
     """The model with a PEFT adapter merged into it."""
     lora = read_adapter_config(adapter, model.shape)
     tensors = open_adapter(adapter, lora, model.shape)
-    source = WithAdapter(model.source, {n: tensors.tensor(n) for n in tensors.names()}, lora)
+    source = WithAdapter(model.source, tensors.tensor, tensors.names(), lora)
     files = [*model.files, adapter / "adapter_config.json", *tensors.files()]
-    return Model(source, model.family, model.shape, model.config, files, model.left_out)
+    return replace(model, source=source, files=files, lora=lora)
 
 
 def with_own_adapter(model: Model) -> Model:
     """A run's checkpoint with the LoRA weights that it holds merged into θ."""
     lora, tensors = run_adapter(model.source.directory, model.shape)
-    return Model(WithAdapter(model.source, tensors, lora), model.family, model.shape, model.config, model.files)
+    return replace(model, source=WithAdapter(model.source, tensors.__getitem__, tensors, lora), lora=lora)
 
 
 def to_hf(
@@ -150,8 +156,6 @@ def _is_recast(model: Model, stored: set[torch.dtype]) -> bool:
 
 
 def _tensor_bytes(model: Model, name: str, dtype: torch.dtype | None) -> int:
-    from math import prod
-
     return prod(model.source.shape(name)) * (dtype or model.source.dtype(name)).itemsize
 
 
@@ -169,6 +173,8 @@ def to_megatron(
     Raises ConfigError for a layout that does not divide the model.
     """
     _check_layout(parallel, model.shape, options.say)
+    if not 1 <= pad_to <= _MOST_PADDING:
+        raise ConfigError(f"--pad-vocab-to {pad_to}: must be between 1 and {_MOST_PADDING}")
     held = pieces(model.source, model.family, model.shape, parallel, dtype, pad_to)
     sizes = {name: getattr(parallel, name) for name in ("tensor", "pipeline", "virtual_pipeline", "expert")}
 
@@ -210,11 +216,14 @@ def _check_layout(parallel: Parallel, shape: ModelShape, say: Callable[[str], No
 
 def _job(kind: str, model: Model, dtype: torch.dtype | None, **more: Any) -> dict[str, Any]:
     """What an unfinished conversion must agree on to be continued: sources to the byte and second, and options."""
-    files = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in model.files]
+    config = model.config / "config.json"
+    files = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in {*model.files, config}]
     return {
         "version": __version__,
         "kind": kind,
-        "files": files,
+        "files": sorted(files),
+        "shape": repr(model.shape),
+        "adapter": repr(model.lora),
         "dtype": str(dtype),
         "source": type(model.source).__name__,
         **more,
@@ -229,12 +238,11 @@ def _write(
     finish: Callable[[Path, dict[str, Any]], None],
     options: Options,
 ) -> None:
-    target = Path(target).resolve()
-    for path in {p.parent.resolve() for p in model.files} | {model.config.resolve()}:
-        if target == path or target in path.parents or path in target.parents:
-            raise CheckpointError(f"{target} and {path}, which is read, lie in one another; choose another place")
+    check_apart(target, {p.parent for p in model.files} | {model.config})
     for name in model.left_out:
         options.say(f"· {name} is left out: it says nothing that the rest does not")
+    for remark in model.remarks:
+        options.say(f"· {remark}")
     write_directory(
         target,
         job,
@@ -247,9 +255,18 @@ def _write(
     )
 
 
+def check_apart(target: Path, sources: Iterable[Path]) -> None:
+    """Raise CheckpointError if what is written would lie in what is read, or around it."""
+    target = Path(target).resolve()
+    for path in {p.resolve() for p in sources}:
+        if target == path or target in path.parents or path in target.parents:
+            raise CheckpointError(f"{target} and {path}, which is read, lie in one another; choose another place")
+
+
 def is_checkpoint(directory: Path) -> bool:
-    """Whether this is a checkpoint of some kind: nothing else is ever replaced."""
-    return any((directory / name).is_file() for name in _KINDS)
+    """Whether this is a checkpoint of some kind, and nothing beside it: nothing else is ever replaced."""
+    kind = next((k for k in _KINDS if (directory / k).is_file() and any(directory.glob(_KINDS[k]))), None)
+    return kind is not None and all(p.name in (HF_FILES, TEMPLATES) for p in directory.iterdir() if p.is_dir())
 
 
 def default_workers() -> int:

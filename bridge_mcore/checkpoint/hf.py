@@ -62,10 +62,10 @@ def check_tensors(source: TensorSource, family: Family, shape: ModelShape) -> li
     found = source.names()
     extra = found - set(expected)
     spare = {name for name in extra if name.endswith("rotary_emb.inv_freq")}
-    if shape.tied and {_HEAD, _EMBEDDING} <= found:  # some tied checkpoints carry the copy
-        whole = source.shape(_HEAD)
-        parts = blocks(whole[0], whole[-1] * 4, _COMPARED_BYTES)
-        if whole == source.shape(_EMBEDDING) and not same(source, _HEAD, source, _EMBEDDING, parts):
+    if shape.tied and {_HEAD, _EMBEDDING} <= found and source.shape(_HEAD) == expected[_EMBEDDING]:
+        # Some tied checkpoints carry the copy.
+        parts = blocks(shape.vocab_size, shape.hidden_size * 4, _COMPARED_BYTES)
+        if source.shape(_EMBEDDING) == expected[_EMBEDDING] and not same(source, _HEAD, source, _EMBEDDING, parts):
             raise CheckpointError(
                 f"{source.directory}: config.json ties lm_head to the embedding, but the file holds two different "
                 "tensors; set tie_word_embeddings to false in config.json, or remove lm_head.weight"
@@ -77,7 +77,11 @@ def check_tensors(source: TensorSource, family: Family, shape: ModelShape) -> li
         missing=sorted(set(expected) - found),
         unexpected=sorted(extra - spare),
         misshapen=[f"{n}: {source.shape(n)} instead of {expected[n]}" for n in held if source.shape(n) != expected[n]],
-        quantised=[f"{n}: {source.dtype(n)}" for n in held if source.dtype(n) not in _FLOATS],
+        **{
+            "of a dtype that is not trained": [
+                f"{n}: {source.dtype(n)}" for n in held if source.dtype(n) not in _FLOATS
+            ]
+        },
     )
     return sorted(spare)
 

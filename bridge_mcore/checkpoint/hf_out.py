@@ -15,6 +15,7 @@ from torch import Tensor
 from bridge_mcore.checkpoint.safetensors_dir import TensorSource
 from bridge_mcore.checkpoint.safetensors_file import SafetensorsWriter, blocks, header_of
 from bridge_mcore.checkpoint.staging import Output, Tick
+from bridge_mcore.errors import CheckpointError
 
 #: Bytes that a worker holds of a tensor at a time.
 BLOCK = 16 << 20
@@ -24,7 +25,7 @@ COMPANIONS = (
     "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", "generation_config.json",
     "tekken.json", "LICENSE", "LICENSE.txt",
 )  # fmt: skip
-_TEMPLATES = "additional_chat_templates"
+TEMPLATES = "additional_chat_templates"
 
 
 def plan_shards(
@@ -74,14 +75,19 @@ def copy_blocks(
     """Copy one tensor, a block of rows at a time."""
     width = prod(shape[1:]) * max(dtype.itemsize, source.dtype(name).itemsize)
     for low, high in blocks(shape[0], width, BLOCK):
-        part = cast(source.block(name, (low, high)), dtype)
+        part = cast(source.block(name, (low, high)), dtype, name)
         writer.write(name, low, part)
         tick(part.nbytes)
 
 
-def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in `dtype`, itself if it is in it."""
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+def cast(tensor: Tensor, dtype: torch.dtype, name: str = "a tensor") -> Tensor:
+    """The tensor in `dtype`, itself if it is in it. Raises CheckpointError for numbers beyond float16."""
+    if tensor.dtype == dtype:
+        return tensor
+    out = tensor.to(dtype)
+    if dtype == torch.float16 and bool(out.isinf().any()) and not bool(tensor.isinf().any()):
+        raise CheckpointError(f"{name} holds numbers beyond float16's largest, 65504; choose --dtype bfloat16")
+    return out
 
 
 def write_index(directory: Path, files: dict[str, list[str]], total: int) -> None:
@@ -104,7 +110,7 @@ def write_companions(source: Path, directory: Path, dtype: torch.dtype | None) -
     for companion in COMPANIONS:
         if (source / companion).is_file():
             shutil.copyfile(source / companion, directory / companion)
-    if (source / _TEMPLATES).is_dir():
-        (directory / _TEMPLATES).mkdir()
-        for template in (source / _TEMPLATES).glob("*.jinja"):
-            shutil.copyfile(template, directory / _TEMPLATES / template.name)
+    if (source / TEMPLATES).is_dir():
+        (directory / TEMPLATES).mkdir()
+        for template in (source / TEMPLATES).glob("*.jinja"):
+            shutil.copyfile(template, directory / TEMPLATES / template.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from bridge_mcore.checkpoint.convert import RECORD, Model, open_hf, open_megatron
-from bridge_mcore.checkpoint.manifest import list_checkpoints
+from bridge_mcore.checkpoint.convert import RECORD, Model, latest_iteration, open_hf, open_megatron
 from bridge_mcore.checkpoint.megatron import TensorStore
-from bridge_mcore.checkpoint.run_adapter import find_run
+from bridge_mcore.checkpoint.run_adapter import find_run, newest_checkpoint
 from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory
 from bridge_mcore.checkpoint.sharded import METADATA
+from bridge_mcore.config.json_file import read_json_object, shown
 from bridge_mcore.errors import BridgeError, CheckpointError
 
 
@@ -40,11 +40,7 @@ def inspect(path: Path, config: Path | None = None) -> Report:
     if not path.is_dir():
         what = "is a file; give the directory that holds it" if path.exists() else "does not exist"
         raise CheckpointError(f"{path} {what}")
-    if (path / "checkpoints").is_dir() and (path / "config.yaml").is_file():
-        found = list_checkpoints(path / "checkpoints")
-        if not found:
-            raise CheckpointError(f"{path} is a run without a checkpoint; its directory export/ may hold a model")
-        path = found[0]
+    path = newest_checkpoint(path)
     if (path / METADATA).is_file() or (path / "latest_checkpointed_iteration.txt").is_file():
         return _megatron(path, config)
     if (path / "adapter_config.json").is_file():
@@ -79,9 +75,8 @@ def _megatron(path: Path, config: Path | None) -> Report:
     store_path = path
     report = Report("Megatron distributed checkpoint", str(path))
     try:
-        model = open_megatron(path, config)
-        store_path = model.source.directory
-        _describe(report, model)
+        store_path = latest_iteration(path)
+        _describe(report, open_megatron(path, config))
     except BridgeError as error:
         report.problem = str(error)
     if (store_path / METADATA).is_file():
@@ -89,17 +84,20 @@ def _megatron(path: Path, config: Path | None) -> Report:
         report.facts.setdefault("dtypes", _dtypes({k: (store.dtype(k), store.shape(k)) for k in store.tensors}))
         report.facts["tensors stored"] = len(store.tensors)
         report.facts["files"] = _files(store.files())
-        run = find_run(store_path)
-        if run is not None:
-            report.kind = "checkpoint of a run of bridge-mcore"
-            report.facts["run"] = str(run.directory)
+        try:
+            run = find_run(store_path)
+        except BridgeError as error:
+            report.problem = report.problem or str(error)
+        else:
+            if run is not None:
+                report.kind = "checkpoint of a run of bridge-mcore"
+                report.facts["run"] = str(run.directory)
         prefixes = Counter(k.split("/")[0] for k in store.tensors if "/" in k)
         if prefixes:
             report.facts["holds"] = ", ".join(f"{name} ({count} tensors)" for name, count in prefixes.items())
         record = store_path / RECORD
         if record.is_file():
-            layout = json.loads(record.read_text()).get("layout", {})
-            report.facts["written for"] = ", ".join(f"{name} {size}" for name, size in layout.items())
+            report.facts["written for"] = _layout(record)
         if report.problem is None:
             report.commands = [f"bridge-mcore convert mcore-to-hf {path} DST"]
             if "w" in prefixes:
@@ -114,19 +112,19 @@ def _megatron(path: Path, config: Path | None) -> Report:
 def _adapter(path: Path) -> Report:
     report = Report("PEFT adapter", str(path))
     try:
-        config = json.loads((path / "adapter_config.json").read_text())
+        config = read_json_object(path / "adapter_config.json")
         source = SafetensorsDirectory(path, "adapter_model")
-    except (ValueError, BridgeError) as error:
+    except BridgeError as error:
         report.problem = str(error)
         return report
     sizes = {name: (source.dtype(name), source.shape(name)) for name in source.names()}
     targets = config.get("target_modules")
     report.facts = {
-        "type": config.get("peft_type"),
-        "rank": config.get("r"),
-        "alpha": config.get("lora_alpha"),
-        "targets": targets if isinstance(targets, str) else ", ".join(targets or ()),
-        "base model": config.get("base_model_name_or_path"),
+        "type": _plain(config.get("peft_type")),
+        "rank": _plain(config.get("r")),
+        "alpha": _plain(config.get("lora_alpha")),
+        "targets": ", ".join(str(_plain(t)) for t in targets[:20]) if isinstance(targets, list) else _plain(targets),
+        "base model": _plain(config.get("base_model_name_or_path")),
         "parameters": sum(prod(shape) for _, shape in sizes.values()),
         "dtypes": _dtypes(sizes),
         "files": _files(source.files()),
@@ -137,6 +135,25 @@ def _adapter(path: Path) -> Report:
         f"bridge-mcore train CONFIG adapter.path={path}",
     ]
     return report
+
+
+def _layout(record: Path) -> str:
+    """What a conversion noted of the layout that it wrote for."""
+    try:
+        layout = read_json_object(record).get("layout", {})
+    except CheckpointError:
+        layout = None
+    if not isinstance(layout, dict):
+        return f"not known: {record.name} is damaged"
+    return ", ".join(f"{_plain(name)} {_plain(size)}" for name, size in layout.items())
+
+
+def _plain(value: Any) -> Any:
+    """A value of someone else's file as it is if it is plain, and in short otherwise."""
+    if isinstance(value, str):
+        return value if value.isprintable() and len(value) <= 200 else shown(value)
+    fits = value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return value if fits else shown(value)
 
 
 def _describe(report: Report, model: Model) -> None:

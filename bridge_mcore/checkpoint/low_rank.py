@@ -10,6 +10,7 @@ from torch import Tensor
 from bridge_mcore.checkpoint.convert import Model
 from bridge_mcore.checkpoint.peft import PREFIX
 from bridge_mcore.checkpoint.staging import Show, quiet
+from bridge_mcore.checkpoint.verify import checksum
 from bridge_mcore.errors import CheckpointError
 from bridge_mcore.model.lora import HF_PATHS, LoRAShape, expand_targets, projection_sizes
 
@@ -48,15 +49,15 @@ def extract(base: Model, tuned: Model, rank: int, show: Show = quiet) -> Extract
     changed: set[str] = set()
     for i in show(range(len(names)), len(names), "comparing the models"):
         name = names[i]
+        path = name.split(".", 3)[-1].removesuffix(".weight")
+        if path not in paths or not name.endswith(".weight"):
+            if checksum(base.source, name, torch.float32) != checksum(tuned.source, name, torch.float32):
+                unexplained.append(name)
+            continue
         rows = (0, base.source.shape(name)[0])
         delta = tuned.source.block(name, rows).float() - base.source.block(name, rows).float()
         if not torch.isfinite(delta).all():
             raise CheckpointError(f"{name} holds values that are not finite")
-        path = name.split(".", 3)[-1].removesuffix(".weight")
-        if path not in paths or not name.endswith(".weight"):
-            if delta.any():
-                unexplained.append(name)
-            continue
         r = min(rank, *sizes[paths[path]])
         stem = PREFIX + name.removesuffix(".weight")
         a, b, rest = _nearest(delta, r)

@@ -7,11 +7,12 @@ that of this project's own runs, whose tensors are `theta/NAME`. Pickled objects
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bridge_mcore.checkpoint.hf import expected_tensors, raise_misfits
-from bridge_mcore.checkpoint.safetensors_file import window
+from bridge_mcore.checkpoint.safetensors_file import blocks, window
 from bridge_mcore.checkpoint.sharded import METADATA, read_metadata
 from bridge_mcore.checkpoint.torch_zip import SavedTensor, locate
 from bridge_mcore.errors import CheckpointError
@@ -28,6 +29,7 @@ from bridge_mcore.model.families.mapping import Plain
 
 #: What may stand before Megatron's names: NeMo and others save a wrapped model; a run of this project saves θ so.
 _PREFIXES = ("", "module.", "model.", "theta/")
+_PADDING_BYTES = 16 << 20
 _LAYERS, _EXPERTS, _STORED_EXPERTS = "decoder.layers.", ".local_experts.", ".experts."
 #: Norms have other names in Megatron's checkpoints: those of the linear layers that Transformer Engine fuses them with,
 #: or, where Megatron's own layer has none, those that Megatron-Bridge gives them.
@@ -94,14 +96,19 @@ class TensorStore:
             raise CheckpointError(f"{directory} is no Megatron distributed checkpoint: it has no {METADATA} file")
         files = [p.name for p in self.directory.iterdir() if p.is_file()]
         metadata, self.tensors = read_metadata(self.directory, files, others=True)
-        self._chunks: dict[tuple[str, tuple[int, ...]], list[_Chunk]] = {}
-        self._axes: dict[str, int] = {}
+        self._chunks: dict[str, dict[tuple[int, ...], list[_Chunk]]] = {}
+        self._saved: dict[tuple[str, int], SavedTensor] = {}
+        self._lock = threading.Lock()  # several threads read
         self._open: dict[str, int] = {}
         self._stored: dict[str, list[tuple[Any, Any]]] = {}
-        for index, info in metadata.storage_data.items():
-            if index.fqn in self.tensors:
-                self._stored.setdefault(index.fqn, []).append((index, info))
-        self._cached = lru_cache(maxsize=4096)(self._locate)
+        try:
+            for index, info in metadata.storage_data.items():
+                if index.fqn in self.tensors:
+                    self._stored.setdefault(index.fqn, []).append((index, info))
+            for key, entry in self.tensors.items():
+                _check_entry(key, entry, self._stored.get(key, []))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{self.directory / METADATA} is damaged: {error}") from error
 
     def files(self) -> list[Path]:
         """The files that hold the tensors."""
@@ -116,9 +123,12 @@ class TensorStore:
 
     def _index(self, key: str, leading: int) -> None:
         """Sort a tensor's pieces by the entry of its first `leading` axes."""
-        if key in self._axes:
-            return
-        self._axes[key] = leading
+        with self._lock:
+            if key not in self._chunks:
+                self._chunks[key] = self._sorted(key, leading)
+
+    def _sorted(self, key: str, leading: int) -> dict[tuple[int, ...], list[_Chunk]]:
+        out: dict[tuple[int, ...], list[_Chunk]] = {}
         sizes = {tuple(c.offsets): tuple(c.sizes) for c in self.tensors[key].chunks}
         for index, info in self._stored[key]:
             offset = tuple(index.offset or (0,) * len(self.shape(key)))
@@ -129,17 +139,23 @@ class TensorStore:
             for lead in product(*(range(n) for n in size[:leading])):
                 at = tuple(o + i for o, i in zip(offset, lead, strict=False))
                 chunk = _Chunk(row, rows, column, columns, lead, info.relative_path, info.offset, info.length)
-                self._chunks.setdefault((key, at), []).append(chunk)
+                out.setdefault(at, []).append(chunk)
+        return out
 
     def _descriptor(self, file: str) -> int:
-        if file not in self._open:
-            self._open[file] = descriptor = os.open(self.directory / file, os.O_RDONLY)
-            weakref.finalize(self, os.close, descriptor)
-        return self._open[file]
+        with self._lock:
+            if file not in self._open:
+                self._open[file] = descriptor = os.open(self.directory / file, os.O_RDONLY)
+                weakref.finalize(self, os.close, descriptor)
+            return self._open[file]
 
     def _locate(self, file: str, start: int, length: int) -> SavedTensor:
         try:
-            return locate(self._descriptor(file), start, length)
+            if (file, start) not in self._saved:
+                self._saved[file, start] = locate(self._descriptor(file), start, length)
+            return self._saved[file, start]
+        except PermissionError as error:
+            raise CheckpointError(f"{self.directory / file} cannot be read: {error.strerror}") from error
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.directory / file} is damaged at byte {start}: {error}") from error
 
@@ -152,11 +168,15 @@ class TensorStore:
         low, high = columns or (0, 1 if vector else shape[leading + 1])
         out: Tensor | None = None
         found = 0
-        for chunk in self._chunks.get((place.key, place.index), ()):
+        seen: list[tuple[int, int, int, int]] = []
+        for chunk in self._chunks[place.key].get(place.index, ()):
             top, bottom = max(rows[0], chunk.row), min(rows[1], chunk.row + chunk.rows)
             left, right = max(low, chunk.column), min(high, chunk.column + chunk.columns)
             if top >= bottom or left >= right:
                 continue
+            if any(top < b and a < bottom and left < d and c < right for a, b, c, d in seen):
+                raise CheckpointError(f"{self.directory}: pieces of {place.key} overlap")
+            seen.append((top, bottom, left, right))
             part = self._piece(chunk, vector, top - chunk.row, bottom - chunk.row)
             part = part if vector else part[:, left - chunk.column : right - chunk.column]
             if part.dtype != self.dtype(place.key):
@@ -176,7 +196,7 @@ class TensorStore:
 
     def _piece(self, chunk: _Chunk, vector: bool, top: int, bottom: int) -> Tensor:
         """Rows of a stored piece, on a window of its file."""
-        saved = self._cached(chunk.file, chunk.start, chunk.length)
+        saved = self._locate(chunk.file, chunk.start, chunk.length)
         axes = len(chunk.lead)
         own = (chunk.rows,) if vector else (chunk.rows, chunk.columns)
         if saved.shape[axes:] != own or any(i >= n for i, n in zip(chunk.lead, saved.shape, strict=False)):
@@ -193,6 +213,29 @@ class TensorStore:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.directory / chunk.file} cannot be mapped: {error}") from error
         return flat.as_strided((bottom - top, *own[1:]), steps)
+
+
+def _check_entry(key: str, entry: Any, stored: list[tuple[Any, Any]]) -> None:
+    """Raise ValueError or TypeError for a tensor whose pieces the metadata cannot mean so."""
+    size = tuple(entry.size)
+    if not isinstance(entry.properties.dtype, torch.dtype) or not all(type(n) is int and n >= 0 for n in size):
+        raise ValueError(f"{key} has no dtype, or no size")
+    if len(stored) != len(entry.chunks):
+        raise ValueError(f"{key} has {len(entry.chunks)} pieces, of which {len(stored)} are in files")
+    held = 0
+    for chunk in entry.chunks:
+        offset, own = tuple(chunk.offsets), tuple(chunk.sizes)
+        numbers = (*offset, *own)
+        if len(offset) != len(size) or len(own) != len(size) or not all(type(n) is int and n >= 0 for n in numbers):
+            raise ValueError(f"a piece of {key} has another number of dimensions")
+        if any(o + n > end for o, n, end in zip(offset, own, size, strict=True)):
+            raise ValueError(f"a piece of {key} lies outside of it")
+        held += prod(own)
+    if held > prod(size):
+        raise ValueError(f"the pieces of {key} overlap")
+    for _, info in stored:
+        if type(info.offset) is not int or type(info.length) is not int or min(info.offset, info.length) < 0:
+            raise ValueError(f"a piece of {key} lies nowhere in its file")
 
 
 def _matrix(sizes: tuple[int, ...], column: int = 0) -> tuple[int, int]:
@@ -236,6 +279,9 @@ class MegatronModel:
             rows, width = sum(self._shapes[name][0] for name in mapping.hf), self._shapes[mapping.hf[0]][1:]
             held = sum(s.rows for s in stacks)
             may_pad = mapping.padded(1, 2) > 1  # a vocabulary may hold more rows than the model's
+            kinds = {store.dtype(s.place.key) for s in stacks}
+            if len(kinds) > 1:
+                wrong.append(f"{mapping.mcore}: parts of {len(kinds)} dtypes")
             if any(s.width != width for s in stacks) or held < rows or (held > rows and not may_pad):
                 found = [(s.rows, *s.width) for s in stacks]
                 wrong.append(f"{mapping.mcore}: {' + '.join(map(str, found))} instead of {(rows, *width)}")
@@ -282,19 +328,43 @@ class MegatronModel:
         """See `TensorSource`."""
         mapping, which = self._hf[name]
         total = sum(self._shapes[hf][0] for hf in mapping.hf)
-        parts: list[Tensor] = []
+        out: Tensor | None = None
         at = 0
         for s in mapping.segments(self._shape, total):
             low, high = max(rows[0], s.row), min(rows[1], s.row + s.rows)
             if s.tensor == which and low < high:
-                parts += self._rows(mapping.mcore, at + low - s.row, at + high - s.row, columns)
+                for first, part in self._rows(mapping.mcore, at + low - s.row, at + high - s.row, columns):
+                    if part.shape[0] == rows[1] - rows[0]:
+                        return part
+                    if out is None:
+                        out = torch.empty(rows[1] - rows[0], *part.shape[1:], dtype=part.dtype)
+                    start = low + first - (at + low - s.row) - rows[0]
+                    out[start : start + part.shape[0]] = part
             at += s.rows
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        assert out is not None  # segments cover every row of every tensor
+        return out
 
-    def _rows(self, mcore: str, low: int, high: int, columns: tuple[int, int] | None) -> Iterator[Tensor]:
+    def _rows(self, mcore: str, low: int, high: int, columns: tuple[int, int] | None) -> Iterator[tuple[int, Tensor]]:
+        """(first row in the parameter, rows of a stored part)."""
         at = 0
         for stack in self._stacks[mcore]:
             top, bottom = max(low, at), min(high, at + stack.rows)
             if top < bottom:
-                yield self.store.read(stack.place, (top - at, bottom - at), columns)
+                yield top, self.store.read(stack.place, (top - at, bottom - at), columns)
             at += stack.rows
+
+    def remarks(self) -> list[str]:
+        """What a user should know: rows of the vocabulary beyond the model's, which are cut off."""
+        out = []
+        for name, (mapping, _) in self._hf.items():
+            stacks, rows = self._stacks[mapping.mcore], sum(self._shapes[hf][0] for hf in mapping.hf)
+            held = sum(s.rows for s in stacks)
+            if held > rows:
+                width = prod(stacks[0].width) * 4
+                empty = all(
+                    not self.store.read(stacks[0].place, (rows + low, rows + high)).any()
+                    for low, high in blocks(held - rows, width, _PADDING_BYTES)
+                )
+                what = "zeros, as padding is" if empty else "not zeros: check that vocab_size in config.json is right"
+                out.append(f"{name}: {held - rows} rows beyond the vocabulary of {rows} are left out; they are {what}")
+        return out

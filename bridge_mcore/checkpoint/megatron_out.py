@@ -163,7 +163,11 @@ def megatron_outputs(source: TensorSource, shape: ModelShape, files: dict[str, l
             with open(path, "wb") as file:
                 found = []
                 for piece in held:
-                    part = cast(parameter_rows(source, piece.mapping, shape, piece.rows, piece.columns), piece.dtype)
+                    part = cast(
+                        parameter_rows(source, piece.mapping, shape, piece.rows, piece.columns),
+                        piece.dtype,
+                        piece.mapping.hf[0],
+                    )
                     if part.untyped_storage().nbytes() != part.nbytes or not part.is_contiguous():
                         part = part.clone(memory_format=torch.contiguous_format)  # torch.save writes whole storages
                     start = file.tell()

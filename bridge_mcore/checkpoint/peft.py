@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from bridge_mcore.checkpoint.hf import gather, local_parameters, partition_dim_of, raise_misfits
 from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory
+from bridge_mcore.config.json_file import one_line, read_json_object, shown
 from bridge_mcore.config.schema import LORA_HOSTS, LORA_PROJECTIONS
 from bridge_mcore.errors import CheckpointError, ConfigError
 from bridge_mcore.model.families.base import ModelShape, Plain
@@ -23,54 +25,102 @@ from bridge_mcore.model.lora import HF_PATHS, HOST_PATHS, LoRAShape, expand_targ
 PREFIX = "base_model.model."
 _HOST_OF = {p: host for host, projections in LORA_HOSTS.items() for p in projections}
 
-#: adapter_config.json fields that must have these values (or be absent): what else they say is not plain LoRA.
-_FIXED: dict[str, Any] = {
-    "bias": "none", "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
-    "layers_to_transform": None, "fan_in_fan_out": False, "lora_bias": False, "use_qalora": False,
-    "megatron_config": None, "trainable_token_indices": None, "layer_replication": None, "exclude_modules": None,
-    "target_parameters": [], "alora_invocation_tokens": None,
+#: adapter_config.json fields that are read below, and those that say nothing about what a loaded adapter computes.
+#: What is in neither must be empty: it may make the adapter more than plain LoRA.
+_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "bias", "init_lora_weights"}
+_NEUTRAL = {
+    "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "lora_dropout",
+    "peft_version", "runtime_config",
+    "eva_config",  # where A started; ranks that EVA moved between layers are in rank_pattern, which is refused
+    "megatron_core", "qalora_group_size",  # written always; used only with megatron_config and with use_qalora
 }  # fmt: skip
+#: The initialisations (peft 0.21, LoraLayer.update_layer) that leave the base model as it is. PiSSA, OLoRA, CorDA,
+#: LoftQ and LoRA-GA take what A and B start with out of its weights: w would belong to another base.
+_INITIAL = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
+_OTHER_MODULES = ("lm_head", "model.embed_tokens", "model.norm")
+#: Limits of what a file may ask for. A pattern is still someone else's: a short one can take exponential time on our
+#: short names, which ends with Ctrl-C and never with a wrong adapter.
+_MAX_PATTERN, _MAX_RANK = 2000, 1 << 16
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_adapter_config(directory: Path, shape: ModelShape) -> LoRAShape:
     """The LoRA of a PEFT adapter directory. Raises CheckpointError naming what is not plain LoRA of this model."""
     path = Path(directory) / "adapter_config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{directory} is no PEFT adapter: it has no adapter_config.json")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    config = read_json_object(path, missing=f"{directory} is no PEFT adapter: it has no adapter_config.json")
     if config.get("peft_type") != "LORA":
-        raise CheckpointError(f"{path}: peft_type is {config.get('peft_type')!r}, only LORA is supported")
-    wrong = [f"{k}={config[k]!r}" for k, v in _FIXED.items() if config.get(k, v) not in (v, None)]
-    targets = config.get("target_modules")
-    if targets == "all-linear":
-        targets = list(LORA_PROJECTIONS)
-    elif isinstance(targets, str):  # a pattern over module names, as peft matches it
-        try:
-            targets = [p for p, path in HF_PATHS.items() if re.fullmatch(targets, f"model.layers.0.{path}")]
-        except re.error as error:
-            raise CheckpointError(f"{path}: target_modules is no valid pattern: {error}") from error
-    if not isinstance(targets, list):
-        wrong.append(f"target_modules={targets!r} (a list of projections is needed)")
-    else:
-        wrong += [f"target module '{t}'" for t in targets if t not in LORA_PROJECTIONS]
-    for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), int | float) or config[key] <= 0:
-            wrong.append(f"{key}={config.get(key)!r}")
-    if wrong:
-        raise CheckpointError(f"{path}: {', '.join(wrong)} cannot be expressed as w")
+        raise CheckpointError(f"{path}: peft_type is {shown(config.get('peft_type'))}, only LORA is supported")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    wrong = [k for k, v in config.items() if k not in _READ | _NEUTRAL and not _is_empty(v)]
+    wrong += [k for k, v in (("bias", ("none", None)), ("use_rslora", (None, True, False))) if config.get(k) not in v]
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= _MAX_RANK:
+        wrong.append("r")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= sys.float_info.max:
+        wrong.append("lora_alpha")
+    said = [f"{shown(key)[1:-1]}={shown(config.get(key))}" for key in wrong]
+    if config.get("init_lora_weights") not in _INITIAL:
+        said.append(
+            f"init_lora_weights={shown(config['init_lora_weights'])} (it changed the base model; save the adapter with "
+            "peft's path_initial_model_for_weight_conversion)"
+        )
+    targets, faults = _chosen(config.get("target_modules"), shape.layers)
+    said += faults
+    if said:
+        more = f" and {len(said) - 8} more" if len(said) > 8 else ""
+        raise CheckpointError(f"{path}: {', '.join(said[:8])}{more} cannot be expressed as w")
     try:
         projections = expand_targets(targets, shape)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return LoRAShape(
-        rank=int(config["r"]),
-        alpha=float(config["lora_alpha"]),
-        projections=projections,
-        rank_stabilised=bool(config.get("use_rslora", False)),
-    )
+    assert isinstance(rank, int) and isinstance(alpha, int | float)
+    return LoRAShape(rank, float(alpha), projections, rank_stabilised=bool(config.get("use_rslora")))
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a field says nothing. 0 says something: layers_to_transform=0 is the first layer."""
+    return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+
+
+def _chosen(targets: Any, layers: int) -> tuple[list[str], list[str]]:
+    """(the projections that PEFT's target_modules chooses in every layer, what of it cannot be expressed).
+
+    Matched as peft does: a string is a pattern of whole module paths; an entry of a list is a path or the end of one.
+    """
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        return list(LORA_PROJECTIONS), []
+    paths = [{p: f"model.layers.{layer}.{end}" for p, end in HF_PATHS.items()} for layer in range(layers)]
+    matches: Callable[[str], Any]
+    if isinstance(targets, str):
+        if len(targets) > _MAX_PATTERN:
+            return [], [f"target_modules, a pattern of {len(targets)} characters (at most {_MAX_PATTERN} are read),"]
+        try:
+            matches = re.compile(targets).fullmatch
+        except (re.error, RecursionError, OverflowError) as error:
+            return [], [f"target_modules={shown(targets)} (no valid pattern: {one_line(error)})"]
+        faults = [f"target module '{name}'" for name in _OTHER_MODULES if matches(name)]
+    elif isinstance(targets, list) and all(isinstance(t, str) for t in targets):
+        wanted = set(targets)
+        known = {end for layer in paths for path in layer.values() for end in _ends(path)}
+
+        def matches(path: str) -> bool:
+            return not wanted.isdisjoint(_ends(path))
+
+        faults = [f"target module {shown(t)}" for t in dict.fromkeys(targets) if t not in known]
+    else:
+        return [], [f"target_modules={shown(targets)} (a list of projections is needed)"]
+    chosen = [[p for p in LORA_PROJECTIONS if matches(layer[p])] for layer in paths]
+    odd = next((i for i, found in enumerate(chosen) if found != chosen[0]), None)
+    if odd is not None:
+        faults.append(f"target_modules={shown(targets)} (other projections in layer {odd} than in layer 0)")
+    if not faults and not chosen[0]:
+        faults.append(f"target_modules={shown(targets)} (it chooses no projection)")
+    return chosen[0], faults
+
+
+def _ends(path: str) -> set[str]:
+    """A module's path and what follows each of its dots."""
+    parts = path.split(".")
+    return {".".join(parts[i:]) for i in range(len(parts))}
 
 
 def adapter_mappings(lora: LoRAShape, shape: ModelShape) -> Iterator[tuple[Plain, tuple[int, ...]]]:
@@ -86,7 +136,7 @@ def adapter_mappings(lora: LoRAShape, shape: ModelShape) -> Iterator[tuple[Plain
 
 
 def open_adapter(directory: Path, lora: LoRAShape, shape: ModelShape) -> SafetensorsDirectory:
-    """The tensors of a PEFT adapter. Missing, unexpected and misshapen ones are listed, all at once."""
+    """The tensors of a PEFT adapter. Missing, unexpected, misshapen and quantised ones are listed, all at once."""
     source = SafetensorsDirectory(directory, "adapter_model")
     expected = {m.hf[0]: full for m, full in adapter_mappings(lora, shape)}
     names = source.names()
@@ -96,6 +146,7 @@ def open_adapter(directory: Path, lora: LoRAShape, shape: ModelShape) -> Safeten
         missing=sorted(set(expected) - names),
         unexpected=sorted(names - set(expected)),
         misshapen=[f"{n}: {source.shape(n)} instead of {expected[n]}" for n in held if source.shape(n) != expected[n]],
+        quantised=[f"{n}: {source.dtype(n)}" for n in held if source.dtype(n) not in _FLOATS],
     )
     return source
 
@@ -137,8 +188,8 @@ def merged_tensors(
         yield name, tensor
 
 
-def write_adapter(directory: Path, tensors: dict[str, Tensor], lora: LoRAShape, base: str) -> None:
-    """Write adapter_config.json and adapter_model.safetensors. `base`: path of the base model to name in the config."""
+def write_adapter(directory: Path, tensors: dict[str, Tensor], lora: LoRAShape, base: str | None) -> None:
+    """Write adapter_config.json and adapter_model.safetensors. `base`: path of the base model to name; None: none."""
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha

@@ -22,17 +22,23 @@ def parameter_rows(
     Nothing else is read. Where the rows are consecutive in one HF tensor, the result is a window on its file.
     """
     low, high = rows
-    parts, at = [], 0
+    out: Tensor | None = None
+    at = 0
     for s in mapping.segments(shape, sum(source.shape(name)[0] for name in mapping.hf)):
         top, bottom = max(low, at), min(high, at + s.rows)
         if top < bottom:
-            parts.append(source.block(mapping.hf[s.tensor], (s.row + top - at, s.row + bottom - at), columns))
+            part = source.block(mapping.hf[s.tensor], (s.row + top - at, s.row + bottom - at), columns)
+            if (top, bottom) == rows:
+                return part
+            if out is None:  # zeros beyond the HF tensors; one window at a time, for each takes a file descriptor
+                out = torch.zeros(high - low, *part.shape[1:], dtype=part.dtype)
+            out[top - low : bottom - low] = part
         at += s.rows
-    if high > max(at, low):
+    if out is None:  # nothing but padding
         name = mapping.hf[0]
         width = source.shape(name)[1:] if columns is None else (columns[1] - columns[0],)
-        parts.append(torch.zeros(high - max(at, low), *width, dtype=source.dtype(name)))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        out = torch.zeros(high - low, *width, dtype=source.dtype(name))
+    return out
 
 
 def parameter_shard(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from bridge_mcore.checkpoint.manifest import list_checkpoints
 from bridge_mcore.checkpoint.megatron import Place, TensorStore
-from bridge_mcore.checkpoint.peft import adapter_mappings
+from bridge_mcore.checkpoint.peft import adapter_mappings, read_adapter_config
 from bridge_mcore.config.load import load_config
 from bridge_mcore.config.schema import LORA_PROJECTIONS, Config
 from bridge_mcore.errors import CheckpointError
@@ -41,6 +42,20 @@ def find_run(checkpoint: Path) -> Run | None:
     return Run(directory, load_config(path))
 
 
+def newest_checkpoint(path: Path, say: Callable[[str], None] = lambda _: None) -> Path:
+    """The newest checkpoint of the run at `path`, which is said; `path` itself if it is no run.
+
+    Raises CheckpointError for a run without one.
+    """
+    if not (path / "checkpoints").is_dir() or not (path / "config.yaml").is_file():
+        return path
+    found = list_checkpoints(path / "checkpoints")
+    if not found:
+        raise CheckpointError(f"{path} is a run without a checkpoint; its directory export/ may hold a model")
+    say(f"· the newest checkpoint is {found[0].name}")
+    return found[0]
+
+
 def run_adapter(checkpoint: Path, shape: ModelShape, alpha: float | None = None) -> tuple[LoRAShape, dict[str, Tensor]]:
     """The LoRA weights in a run's checkpoint: shape, and full tensors in fp32 under PEFT's names.
 
@@ -53,7 +68,7 @@ def run_adapter(checkpoint: Path, shape: ModelShape, alpha: float | None = None)
     held = {key.removeprefix(_W): key for key in store.tensors if key.startswith(_W)}
     if not held:
         raise CheckpointError(f"{checkpoint} holds no adapter")
-    lora = _shape_of(store, held, checkpoint, alpha)
+    lora = _shape_of(store, held, checkpoint, shape, alpha)
     out: dict[str, Tensor] = {}
     for mapping, full in adapter_mappings(lora, shape):
         key = held.pop(mapping.mcore, None)
@@ -66,18 +81,26 @@ def run_adapter(checkpoint: Path, shape: ModelShape, alpha: float | None = None)
     return lora, out
 
 
-def _shape_of(store: TensorStore, held: dict[str, str], checkpoint: Path, alpha: float | None) -> LoRAShape:
+def _shape_of(
+    store: TensorStore, held: dict[str, str], checkpoint: Path, shape: ModelShape, alpha: float | None
+) -> LoRAShape:
     run = find_run(checkpoint)
     stabilised = False
     if run is not None and alpha is None:
         alpha = run.config.adapter.alpha
         if run.config.adapter.path is not None:
-            config = json.loads((run.config.adapter.path / "adapter_config.json").read_text())
-            alpha, stabilised = float(config["lora_alpha"]), bool(config.get("use_rslora", False))
+            try:
+                start = read_adapter_config(run.config.adapter.path, shape)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"the adapter that the run started from says its alpha, but cannot be read: {error}\n"
+                    "give extract-adapter --alpha (of a rank-stabilised one: alpha · √rank)"
+                ) from error
+            alpha, stabilised = start.alpha, start.rank_stabilised
     if alpha is None:
         raise CheckpointError(f"{checkpoint} lies in no run, so that its adapter's alpha is not known; give --alpha")
-    ranks = {store.shape(key)[0] for name, key in held.items() if ".lora.A." in name}
-    if len(ranks) != 1:
-        raise CheckpointError(f"{checkpoint}: its adapter has the ranks {sorted(ranks)}; one is needed")
-    found = {name.rsplit(".", 1)[1] for name in held}
-    return LoRAShape(ranks.pop(), alpha, tuple(p for p in LORA_PROJECTIONS if p in found), stabilised)
+    ranks = {store.shape(key)[:1] for name, key in held.items() if ".lora.A." in name}
+    if len(ranks) != 1 or ranks == {()}:
+        raise CheckpointError(f"{checkpoint}: its adapter has the ranks {sorted(sum(ranks, ()))}; one is needed")
+    found = {name.rsplit(".", 1)[-1] for name in held}
+    return LoRAShape(ranks.pop()[0], alpha, tuple(p for p in LORA_PROJECTIONS if p in found), stabilised)

@@ -49,12 +49,21 @@ class SafetensorsDirectory:
         single = self.directory / f"{stem}.safetensors"
         if index.is_file():
             promised = _read_index(index)
+            if single.is_file() and single.name not in promised.values():
+                raise CheckpointError(
+                    f"{self.directory} holds both {single.name} and an index of other files: which is meant? remove one"
+                )
             for name in sorted(set(promised.values())):
                 found = self._header(name)
                 lost = [k for k, v in promised.items() if v == name and k not in found]
                 if lost:
                     raise CheckpointError(
                         f"{self.directory / name} lacks {', '.join(lost[:5])}, which the index promises"
+                    )
+                spare = sorted(k for k in found if promised.get(k) != name)
+                if spare:
+                    raise CheckpointError(
+                        f"{self.directory / name} holds {', '.join(spare[:5])}, which the index does not"
                     )
                 self._tensors |= {k: (name, found[k]) for k, v in promised.items() if v == name}
         elif single.is_file():

@@ -7,6 +7,7 @@ files and writes them from whole tensors; a conversion in bounded memory needs p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -29,6 +30,7 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 #: The format's own limit. A header of that size would describe a million tensors.
 MAX_HEADER = 100_000_000
+_POPULATE_READ = 22  # Linux's MADV_POPULATE_READ
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ def read_header(path: Path) -> dict[str, Stored]:
                 raise ValueError(f"its header of {length} bytes is beyond the format's limit of {MAX_HEADER}")
             header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
         return _tensors(header, 8 + length, size)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is corrupt or truncated ({error}); fetch or write it again") from error
 
 
@@ -112,6 +116,8 @@ def window(descriptor: int, dtype: torch.dtype, shape: tuple[int, ...], offset: 
     start = offset - offset % mmap.ALLOCATIONGRANULARITY
     # torch keeps the mapping alive, and the mapping its own descriptor.
     view = mmap.mmap(descriptor, offset - start + count * dtype.itemsize, offset=start, access=mmap.ACCESS_COPY)
+    with contextlib.suppress(OSError):  # since Linux 5.14; page by page, on demand, costs as much as the copy
+        view.madvise(_POPULATE_READ)
     return torch.frombuffer(view, dtype=dtype, count=count, offset=offset - start).view(shape)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from bridge_mcore.checkpoint import atomic
 from bridge_mcore.errors import CheckpointError
 
-_JOURNAL, _LOCK = ".journal", ".lock"
+_JOURNAL = ".journal"
 _SLACK = 64 << 20  # free bytes beyond what the files need: indices, configuration, the file system's own
 Tick = Callable[[int], None]
 Show = Callable[[Iterable[int], int, str], Iterable[int]]
@@ -67,33 +67,28 @@ def write_directory(
         TrainingError: for a disk that fills up all the same. Nothing is left behind then; what stood there stays.
     """
     target = Path(target).resolve()
-    _put_back(target)
-    occupied = target.exists() and not (target.is_dir() and not any(target.iterdir()))
-    if occupied and (not target.is_dir() or replace is None or not replace(target)):
-        raise CheckpointError(
-            f"{target} exists already; choose another name, or give --force to replace a checkpoint that lies there"
-        )
-    temporary = atomic.unfinished(target)
-    try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        with _locked(temporary, target):
-            results = _recall(temporary, job, outputs, say)
-            left = [o for o in outputs if o.name not in results]
-            _check_space(target, temporary, sum(o.nbytes for o in left))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Held to the end: whoever comes meanwhile must neither put an old directory back nor clean up after this writer.
+    with _locked(target, say):
+        _put_back(target)
+        occupied = target.exists() and not (target.is_dir() and not any(target.iterdir()))
+        if occupied and (not target.is_dir() or replace is None or not replace(target)):
+            raise CheckpointError(
+                f"{target} exists already; choose another name, or give --force to replace a checkpoint that lies there"
+            )
+        temporary = atomic.unfinished(target)
+        temporary.mkdir(exist_ok=True)
+        results = _recall(temporary, job, outputs, say)
+        left = [o for o in outputs if o.name not in results]
+        _check_space(target, temporary, sum(o.nbytes for o in left), keep=bool(results))
+        try:
             with open(temporary / _JOURNAL, "a") as journal:
                 results |= _write_all(temporary, left, journal, workers, show)
             finish(temporary, results)
-            for name in (_JOURNAL, _LOCK):
-                (temporary / name).unlink()
+            (temporary / _JOURNAL).unlink()
             atomic.commit(temporary, target)
-    except _Busy as error:
-        raise CheckpointError(str(error)) from None
-    except Exception as error:
-        atomic.agree(error, target, temporary)
-
-
-class _Busy(Exception):
-    pass
+        except Exception as error:
+            atomic.agree(error, target, temporary)
 
 
 def _put_back(target: Path) -> None:
@@ -107,13 +102,29 @@ def _put_back(target: Path) -> None:
 
 
 @contextmanager
-def _locked(temporary: Path, target: Path) -> Iterator[None]:
-    with open(temporary / _LOCK, "a") as file:
+def _locked(target: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Only one process at a time is inside, for one target. Raises CheckpointError if another one is."""
+    path = target.with_name(f".{target.name}.lock")
+    while True:
+        file = open(path, "a")  # noqa: SIM115 - closed below
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise _Busy(f"another process is writing {target}; wait for it, or choose another name") from None
+        except BlockingIOError:
+            file.close()
+            raise CheckpointError(f"another process is writing {target}; wait for it, or choose another name") from None
+        except OSError as error:
+            say(f"· warning: {path} cannot be locked here ({error}): nothing else may write {target} meanwhile")
+        try:
+            if os.fstat(file.fileno()).st_ino == os.stat(path).st_ino:
+                break
+        except FileNotFoundError:
+            pass
+        file.close()  # whoever had it before has just removed it
+    try:
         yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
 
 
 def _recall(
@@ -130,12 +141,13 @@ def _recall(
     done: dict[str, Any] = {}
     same = bool(lines) and lines[0] == json.loads(json.dumps(job))
     for entry in lines[1:] if same else []:
-        path = temporary / entry["name"]
-        if entry["name"] in wanted and path.is_file() and path.stat().st_size == entry["size"]:
-            done[entry["name"]] = entry["result"]
+        name = entry.get("name") if isinstance(entry, dict) else None
+        path = temporary / str(name)
+        if name in wanted and path.is_file() and path.stat().st_size == entry.get("size"):
+            done[name] = entry.get("result")
     for path in temporary.iterdir():
-        if path.name != _LOCK and path.name not in done:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.name not in done:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     with open(temporary / _JOURNAL, "w") as journal:
         _note(journal, job)
         for name, result in done.items():
@@ -153,9 +165,12 @@ def _note(journal: Any, entry: Any) -> None:
     os.fsync(journal.fileno())
 
 
-def _check_space(target: Path, temporary: Path, needed: int) -> None:
+def _check_space(target: Path, temporary: Path, needed: int, keep: bool) -> None:
+    """Raise CheckpointError if the disk is too small; what an earlier run has finished is kept for when it is not."""
     free = shutil.disk_usage(temporary).free
     if needed + _SLACK > free:
+        if not keep:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"{target} needs {needed / 2**30:.1f} GiB, but its disk has {free / 2**30:.1f} GiB free; "
             "free some, or choose another disk"

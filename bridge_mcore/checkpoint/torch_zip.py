@@ -21,6 +21,7 @@ _STORAGES = {
     "FloatStorage": torch.float32, "BFloat16Storage": torch.bfloat16, "HalfStorage": torch.float16,
     "DoubleStorage": torch.float64,
 }  # fmt: skip
+_MOST_BYTES = 1 << 20  # of a description: one tensor's takes a few hundred
 _LOCAL_HEADER = 30  # bytes of a zip's local header before the name
 
 
@@ -32,15 +33,6 @@ class SavedTensor:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
-
-    @property
-    def contiguous(self) -> bool:
-        expected = 1
-        for n, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
-            if n != 1 and step != expected:
-                return False
-            expected *= n
-        return True
 
 
 @dataclass(frozen=True)
@@ -109,8 +101,10 @@ def locate(descriptor: int, start: int, length: int) -> SavedTensor:
     try:
         with zipfile.ZipFile(_Part(descriptor, start, length)) as archive:
             records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-            order = records.get("byteorder")
-            if order is not None and archive.read(order) != b"little":
+            small = [records[name] for name in ("byteorder", "data.pkl") if name in records]
+            if any(r.compress_type != zipfile.ZIP_STORED or r.file_size > _MOST_BYTES for r in small):
+                raise ValueError("its description is compressed, or far too long")
+            if "byteorder" in records and archive.read(records["byteorder"]) != b"little":
                 raise ValueError("its numbers are big-endian")
             storage, first, shape, stride = _Description(io.BytesIO(archive.read(records["data.pkl"]))).load()
             data = records[f"data/{storage.key}"]

@@ -87,10 +87,36 @@ class LogitsResult:
     largest: float
 
 
+class _As:
+    """A source of tensors in the dtypes that they have in another one."""
+
+    def __init__(self, source: TensorSource, like: TensorSource) -> None:
+        self.source, self.like, self.directory = source, like, source.directory
+
+    def names(self) -> set[str]:
+        return self.source.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.like.dtype(name)
+
+    def block(self, name: str, rows: tuple[int, int], columns: tuple[int, int] | None = None) -> Tensor:
+        """See `TensorSource`."""
+        return cast(self.source.block(name, rows, columns), self.dtype(name), name)
+
+
+def as_written(model: Model, written: Model) -> Model:
+    """The model with its tensors cast to what they were written in: what a conversion should be compared with."""
+    return replace(model, source=_As(model.source, written.source))
+
+
 def compare_logits(hf: Model, megatron: Model, seed: int, show: Show = quiet) -> LogitsResult:
     """Run transformers on one checkpoint and Megatron on the other, fp32 on the CPU, on random tokens.
 
-    Raises CheckpointError if the logits differ by more than `TOLERANCE` of the largest one, or are not finite.
+    Of a conversion that casts, give the source `as_written`. Raises CheckpointError if the logits differ by more
+    than `TOLERANCE` of the largest one, or are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     size = hf.shape.vocab_size

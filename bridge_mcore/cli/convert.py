@@ -2,27 +2,80 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
+
+from bridge_mcore.config.json_file import one_line
+from bridge_mcore.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     import torch
 
     from bridge_mcore.checkpoint.convert import Model, Options
 
+#: What to do about the errors of the system that a user can mend.
+_HINTS = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "; mend its permissions, or choose another place"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "; a part of this path is a file: choose another place"),
+    errno.EROFS: "; choose another place",
+    errno.ELOOP: "; give the directory that is meant, without symbolic links",
+    errno.ENAMETOOLONG: "; choose a shorter name",
+}
+
+
+class _Group(TyperGroup):
+    """Commands in which an error of the system is one that a user can mend: all that they touch is the user's files."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # of our own output: whoever read it has gone
+            raise
+        except OSError as error:
+            raise _refusal(error, error.filename or "a file") from error
+
+
+def _refusal(error: OSError, what: object) -> ConfigError:
+    hint = _HINTS.get(error.errno or 0, "")
+    return ConfigError(f"{one_line(what, 200)} cannot be used: {error.strerror or error}{hint}")
+
+
+def _path(path: Path | None) -> Path | None:
+    """A path as it was typed, with `~` spelt out. ConfigError for one that leads nowhere by any means."""
+    if path is None:
+        return None
+    try:
+        path = path.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: there is no such user here; spell the directory out") from None
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES):
+            raise _refusal(error, path) from None
+    return path
+
+
 app = typer.Typer(
+    cls=_Group,
     help="Convert checkpoints between Hugging Face, Megatron and PEFT, exactly and in bounded memory.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 DtypeName = Literal["keep", "float32", "bfloat16", "float16"]
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="What to read.")]
-Target = Annotated[Path, typer.Argument(metavar="DST", help="Directory to write; it appears when it is complete.")]
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="What to read.", callback=_path)]
+Target = Annotated[
+    Path, typer.Argument(metavar="DST", help="Directory to write; it appears when it is complete.", callback=_path)
+]
 Dtype = Annotated[DtypeName, typer.Option(help="Data type to write; 'keep' leaves every tensor's as it is.")]
 Verify = Annotated[
     bool, typer.Option("--verify", help="Compare every tensor's checksum, and the logits, before naming DST.")
@@ -42,7 +95,12 @@ Config = Annotated[
         metavar="DIR",
         help="Directory with the model's config.json and tokenizer, where SRC does not say.",
         show_default=False,
+        callback=_path,
     ),
+]
+Adapter = Annotated[
+    Path | None,
+    typer.Option("--adapter", metavar="DIR", help="PEFT adapter to merge.", show_default=False, callback=_path),
 ]
 
 
@@ -58,9 +116,7 @@ def hf_to_mcore(
     pad_vocab_to: Annotated[
         int, typer.Option(min=1, metavar="N", help="Pad the vocabulary to a multiple of N and of TP.")
     ] = 1,
-    adapter: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="PEFT adapter to merge on the way.", show_default=False)
-    ] = None,
+    adapter: Adapter = None,
     verify: Verify = False,
     force: Force = False,
     workers: Workers = None,
@@ -75,12 +131,12 @@ def hf_to_mcore(
     kind = _prepare(dtype)
     from bridge_mcore.checkpoint import convert
 
-    model = convert.open_hf(source.expanduser())
+    model = convert.open_hf(source)
     if adapter is not None:
-        model = convert.with_adapter(model, adapter.expanduser())
+        model = convert.with_adapter(model, adapter)
     parallel = Parallel(tensor=tp, pipeline=pp, virtual_pipeline=vpp, expert=ep)
-    check = _check(verify, model, convert.open_megatron, lambda found: (model, found))
-    convert.to_megatron(model, target.expanduser(), parallel, kind, pad_vocab_to, _options(force, workers), check)
+    check = _check(verify, model, convert.open_megatron, "target")
+    convert.to_megatron(model, target, parallel, kind, pad_vocab_to, _options(force, workers), check)
     _done(target, "convert mcore-to-hf")
 
 
@@ -92,28 +148,49 @@ def mcore_to_hf(
     merged: Annotated[
         bool, typer.Option("--merged", help="Of a run's checkpoint: θ with its LoRA weights merged, not θ alone.")
     ] = False,
+    adapter: Adapter = None,
     dtype: Dtype = "keep",
     shard_gb: ShardGB = 5.0,
     verify: Verify = False,
     force: Force = False,
     workers: Workers = None,
 ) -> None:
-    """From a Megatron distributed checkpoint, or one of a run, to a Hugging Face checkpoint."""
+    """From a Megatron distributed checkpoint, a run or one of its checkpoints to a Hugging Face checkpoint."""
+    if merged and adapter is not None:
+        raise ConfigError("--merged and --adapter are two adapters; choose one")
+    kind = _prepare(dtype)
+    from bridge_mcore.checkpoint import convert
+    from bridge_mcore.checkpoint.run_adapter import newest_checkpoint
+    from bridge_mcore.monitoring.progress import say
+
+    model = convert.open_megatron(newest_checkpoint(source, say), config)
+    if merged:
+        model = convert.with_own_adapter(model)
+    _write_hf(model, adapter, target, kind, verify, _options(force, workers, shard_gb))
+
+
+@app.command("hf-to-hf")
+def hf_to_hf(
+    source: Source,
+    target: Target,
+    adapter: Adapter = None,
+    dtype: Dtype = "keep",
+    shard_gb: ShardGB = 5.0,
+    verify: Verify = False,
+    force: Force = False,
+    workers: Workers = None,
+) -> None:
+    """Write a Hugging Face checkpoint anew: in another data type, in other shards, with an adapter merged."""
     kind = _prepare(dtype)
     from bridge_mcore.checkpoint import convert
 
-    model = convert.open_megatron(source.expanduser(), config and config.expanduser())
-    if merged:
-        model = convert.with_own_adapter(model)
-    check = _check(verify, model, convert.open_hf, lambda found: (found, model))
-    convert.to_hf(model, target.expanduser(), kind, _options(force, workers, shard_gb), check)
-    _done(target, "generate")
+    _write_hf(convert.open_hf(source), adapter, target, kind, verify, _options(force, workers, shard_gb))
 
 
 @app.command("merge-adapter")
 def merge_adapter(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="Hugging Face checkpoint.")],
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="PEFT LoRA adapter of it.")],
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="Hugging Face checkpoint.", callback=_path)],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="PEFT LoRA adapter of it.", callback=_path)],
     target: Target,
     dtype: Dtype = "keep",
     shard_gb: ShardGB = 5.0,
@@ -121,20 +198,15 @@ def merge_adapter(
     force: Force = False,
     workers: Workers = None,
 ) -> None:
-    """Merge a PEFT adapter into its base model: a Hugging Face checkpoint without adapter."""
-    kind = _prepare(dtype)
-    from bridge_mcore.checkpoint import convert
-
-    model = convert.with_adapter(convert.open_hf(base.expanduser()), adapter.expanduser())
-    check = _check(verify, model, convert.open_hf, lambda found: (found, model))
-    convert.to_hf(model, target.expanduser(), kind, _options(force, workers, shard_gb), check)
-    _done(target, "generate")
+    """Merge a PEFT adapter into its base model: the same as `hf-to-hf BASE DST --adapter ADAPTER`."""
+    hf_to_hf(base, target, adapter, dtype, shard_gb, verify, force, workers)
 
 
 @app.command("extract-adapter")
 def extract_adapter(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A run, its checkpoint, or a tuned Hugging Face model.")
+        Path,
+        typer.Argument(metavar="SRC", help="A run, its checkpoint, or a tuned Hugging Face model.", callback=_path),
     ],
     target: Target,
     base: Annotated[
@@ -143,6 +215,7 @@ def extract_adapter(
             metavar="DIR",
             help="Of a tuned model: the one it came from; the adapter is their difference.",
             show_default=False,
+            callback=_path,
         ),
     ] = None,
     rank: Annotated[int, typer.Option(min=1, metavar="R", help="Rank of that adapter.")] = 16,
@@ -150,27 +223,45 @@ def extract_adapter(
         float | None,
         typer.Option(metavar="A", help="LoRA's alpha, if SRC is a checkpoint outside its run.", show_default=False),
     ] = None,
+    with_base: Annotated[
+        Path | None,
+        typer.Option(
+            "--with-base",
+            metavar="DIR",
+            help="Of a run: write its θ there too, as a Hugging Face checkpoint; the adapter names it.",
+            show_default=False,
+            callback=_path,
+        ),
+    ] = None,
+    dtype: Annotated[DtypeName, typer.Option(help="Data type of that θ; the adapter is fp32.")] = "keep",
     config: Config = None,
     force: Force = False,
 ) -> None:
     """Get a PEFT adapter: the LoRA weights of a run's checkpoint, or the nearest to the difference of two models.
 
-    An adapter of a run belongs to that run's θ, not to the model that it started from; `mcore-to-hf` writes θ.
+    An adapter of a run belongs to that run's θ, not to the model that it started from: --with-base writes θ beside it,
+    `mcore-to-hf` alone.
     """
-    _prepare("keep")
+    if base is not None and with_base is not None:
+        raise ConfigError("--base is for a tuned model, --with-base for a run; choose one")
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise ConfigError(f"--alpha {alpha}: must be a positive number")
+    kind = _prepare(dtype)
     from bridge_mcore.checkpoint.extract import from_models, from_run
 
     options = _options(force, None)
     if base is None:
-        from_run(source.expanduser(), target.expanduser(), config and config.expanduser(), alpha, options)
+        from_run(source, target, config, alpha, options, with_base, kind)
     else:
-        from_models(base.expanduser(), source.expanduser(), target.expanduser(), rank, options)
+        from_models(base, source, target, rank, options)
     typer.echo(f"→ {target}")
 
 
 @app.command("inspect")
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint of any kind, an adapter or a run.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A checkpoint of any kind, an adapter or a run.", callback=_path)
+    ],
     config: Config = None,
     verify: Annotated[
         bool,
@@ -182,11 +273,13 @@ def inspect(
     _prepare("keep")
     from bridge_mcore.checkpoint.inspect import inspect as look
 
-    report = look(path.expanduser(), config and config.expanduser())
+    report = look(path, config)
     if verify:
+        from bridge_mcore.checkpoint.staging import quiet
         from bridge_mcore.checkpoint.verify import verify_checksums
 
-        report.facts["checksums"] = verify_checksums(path.expanduser(), config and config.expanduser(), _show())
+        # Progress is printed where JSON goes.
+        report.facts["checksums"] = verify_checksums(Path(report.path), config, quiet if as_json else _show())
     if as_json:
         typer.echo(json.dumps(report.__dict__, indent=1))
     else:
@@ -197,8 +290,6 @@ def inspect(
         for number, command in enumerate(report.commands):
             typer.echo(f"  {'converts with' if number == 0 else '':<15} {command}")
     if report.problem is not None:
-        from bridge_mcore.errors import CheckpointError
-
         raise CheckpointError(report.problem)
 
 
@@ -222,25 +313,42 @@ def _options(force: bool, workers: int | None, shard_gb: float = 5.0) -> Options
     from bridge_mcore.checkpoint.convert import Options, default_workers
     from bridge_mcore.monitoring.progress import say
 
+    if not math.isfinite(shard_gb):
+        raise ConfigError(f"--shard-gb {shard_gb}: must be a number of gigabytes")
     return Options(workers or default_workers(), force, int(shard_gb * 1e9), _show(), say)
 
 
+def _write_hf(
+    model: Model, adapter: Path | None, target: Path, dtype: torch.dtype | None, verify: bool, options: Options
+) -> None:
+    """Write a model, with an adapter merged if there is one, as a Hugging Face checkpoint."""
+    from bridge_mcore.checkpoint import convert
+
+    if adapter is not None:
+        model = convert.with_adapter(model, adapter)
+    check = _check(verify, model, convert.open_hf, "source")
+    convert.to_hf(model, target, dtype, options, check)
+    _done(target, "generate")
+
+
 def _check(
-    wanted: bool, model: Model, open_it: Callable[[Path], Model], sides: Callable[[Model], tuple[Model, Model]]
+    wanted: bool, model: Model, open_it: Callable[[Path], Model], megatron_side: Literal["source", "target"]
 ) -> Callable[[Path], None]:
-    """What looks at a finished directory before it gets its name. `sides`: (HF side, Megatron side) of the logits."""
+    """What looks at a finished directory before it gets its name. `megatron_side`: which
+    of the two Megatron runs for the logits; transformers runs the other."""
 
     def check(directory: Path) -> None:
         if not wanted:
             return
-        from bridge_mcore.checkpoint.verify import compare_logits, compare_tensors, write_checksums
+        from bridge_mcore.checkpoint.verify import as_written, compare_logits, compare_tensors, write_checksums
         from bridge_mcore.monitoring.progress import say
 
         found = open_it(directory)
         sums = compare_tensors(model, found, _show())
         write_checksums(directory, sums)
         say(f"· {len(sums)} tensors have the checksums they should have")
-        hf, megatron = sides(found)
+        source = as_written(model, found)
+        hf, megatron = (found, source) if megatron_side == "source" else (source, found)
         result = compare_logits(hf, megatron, 0, _show())
         say(
             f"· logits of transformers and Megatron on {result.tokens} random tokens differ by at most "

@@ -206,8 +206,109 @@ def test_quantised_weights_are_refused_by_name(tmp_path):
     name = "model.layers.0.mlp.up_proj.weight"
     tensors[name] = tensors[name].to(torch.float8_e4m3fn)
     save_file(tensors, path)
-    with pytest.raises(CheckpointError, match=f"quantised: {name}: torch.float8"):
+    with pytest.raises(CheckpointError, match=f"dtype that is not trained: {name}: torch.float8"):
         open_hf(tmp_path / "hf")
+
+
+def test_numbers_beyond_float16_are_not_made_infinite(tmp_path):
+    save_tiny("llama", tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = 7e4
+    save_file(tensors, path)
+    model = open_hf(tmp_path / "hf")
+    for write in (
+        lambda: to_hf(model, tmp_path / "x", torch.float16, Options()),
+        lambda: to_megatron(model, tmp_path / "x", Parallel(tensor=2), torch.float16, 1, Options()),
+    ):
+        with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.down_proj.*float16"):
+            write()
+        assert not (tmp_path / "x").exists()
+    to_hf(model, tmp_path / "x", torch.bfloat16, Options())
+
+
+def test_what_is_left_of_another_models_conversion_is_not_gone_on_with(tmp_path, monkeypatch):
+    """Only config.json differs, so that the tensors fit but mean something else."""
+    from bridge_mcore.checkpoint import convert
+
+    save_tiny("qwen3", tmp_path / "hf")
+    said: list[str] = []
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    options = Options(say=said.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "finish_megatron", stop)
+        with pytest.raises(KeyboardInterrupt):
+            to_megatron(open_hf(tmp_path / "hf"), tmp_path / "m", Parallel(pipeline=2), None, 1, options)
+    assert list((tmp_path / ".m.incomplete").glob("*.distcp"))
+    path = tmp_path / "hf" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "rms_norm_eps": 1e-4}))
+    to_megatron(open_hf(tmp_path / "hf"), tmp_path / "m", Parallel(pipeline=2), None, 1, options)
+    assert any("starting anew" in line for line in said) and not any("going on" in line for line in said)
+
+
+def test_a_merge_does_not_depend_on_how_it_is_cut(tmp_path, seed, monkeypatch):
+    """Blocks of one row or of all: the same bits, in HF's form and in any Megatron layout."""
+    import peft
+
+    from bridge_mcore.checkpoint import hf_out, megatron_out
+
+    torch.manual_seed(seed)
+    adapted = peft.get_peft_model(
+        save_tiny("llama", tmp_path / "hf"), peft.LoraConfig(r=7, target_modules="all-linear")
+    )
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merging = with_adapter(open_hf(tmp_path / "hf"), tmp_path / "adapter")
+    to_hf(merging, tmp_path / "whole", None, Options())
+    for module in (hf_out, megatron_out):
+        monkeypatch.setattr(module, "BLOCK", 700)  # two rows and a bit
+    to_hf(merging, tmp_path / "cut", None, Options())
+    to_megatron(merging, tmp_path / "m", Parallel(tensor=2, pipeline=2), None, 1, Options())
+    to_hf(open_megatron(tmp_path / "m"), tmp_path / "back", None, Options())
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "back")
+
+
+def test_more_tensors_than_a_process_may_have_files(tmp_path):
+    """Every mapping takes a descriptor: 128 key-value heads and an adapter of hundreds of tensors must not run out."""
+    import resource
+
+    import peft
+
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=256, intermediate_size=32, num_hidden_layers=12, num_attention_heads=128,
+        num_key_value_heads=128, head_dim=2,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path / "hf")
+    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear")).save_pretrained(tmp_path / "adapter")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 60, hard))
+    try:
+        merging = with_adapter(open_hf(tmp_path / "hf"), tmp_path / "adapter")
+        to_megatron(merging, tmp_path / "m", Parallel(tensor=2), None, 1, Options())
+        to_hf(open_megatron(tmp_path / "m"), tmp_path / "back", None, Options())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_vocabulary_that_is_cut_is_said(tmp_path):
+    save_tiny("qwen2", tmp_path / "hf", vocab=121)
+    said: list[str] = []
+    to_megatron(open_hf(tmp_path / "hf"), tmp_path / "m", Parallel(), None, 128, Options())
+    to_hf(open_megatron(tmp_path / "m"), tmp_path / "back", None, Options(say=said.append))
+    assert any("7 rows beyond the vocabulary of 121 are left out; they are zeros" in line for line in said)
+    path = tmp_path / "m" / "hf" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "vocab_size": 100}))
+    to_hf(open_megatron(tmp_path / "m"), tmp_path / "short", None, Options(say=said.append))
+    assert any("28 rows" in line and "not zeros: check that vocab_size" in line for line in said)
 
 
 def test_nothing_but_a_checkpoint_is_ever_replaced(tmp_path):
@@ -219,6 +320,13 @@ def test_nothing_but_a_checkpoint_is_ever_replaced(tmp_path):
     for options in (Options(), FORCE):
         with pytest.raises(CheckpointError, match="exists already"):
             to_hf(model, precious, None, options)
+    (precious / "config.json").write_text('{"port": 80}')
+    with pytest.raises(CheckpointError, match="exists already"):
+        to_hf(model, precious, None, FORCE)
+    to_hf(model, tmp_path / "trainer", None, Options())
+    (tmp_path / "trainer" / "checkpoint-10").mkdir()
+    with pytest.raises(CheckpointError, match="exists already"):
+        to_hf(model, tmp_path / "trainer", None, FORCE)
     assert (precious / "thesis.txt").read_text() == "years"
     for inside in (tmp_path / "hf", tmp_path / "hf" / "out", tmp_path):
         with pytest.raises(CheckpointError, match="in one another"):
@@ -228,7 +336,7 @@ def test_nothing_but_a_checkpoint_is_ever_replaced(tmp_path):
         to_hf(model, tmp_path / "out", None, Options())
     to_hf(model, tmp_path / "out", None, FORCE)
     assert_same(tmp_path / "hf", tmp_path / "out")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "home", "out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "home", "out", "trainer"]
 
 
 def test_a_failure_leaves_nothing_and_says_why(tmp_path, monkeypatch):
@@ -314,14 +422,20 @@ def test_a_runs_checkpoint_gives_theta_merged_model_and_adapter(world, tmp_path,
     policy.export_adapter(tmp_path / "adapter", "base")
     to_hf(open_megatron(step), tmp_path / "theta_out", None, Options())
     to_hf(with_own_adapter(open_megatron(step)), tmp_path / "merged_out", None, Options())
-    from_run(tmp_path / "run", tmp_path / "adapter_out", None, None, Options())
+    from_run(tmp_path / "run", tmp_path / "adapter_out", None, None, Options(), tmp_path / "its_theta")
+    from_run(tmp_path / "run", tmp_path / "adapter_alone", None, None, Options())
     assert_same(tmp_path / "theta", tmp_path / "theta_out")
+    assert_same(tmp_path / "theta", tmp_path / "its_theta")
     one, other = tensors_of(tmp_path / "merged"), tensors_of(tmp_path / "merged_out")
     assert one.keys() == other.keys()
     assert max(float((one[n] - other[n]).abs().max()) for n in one) < 1e-6  # B A in blocks of rows
     assert_same(tmp_path / "adapter", tmp_path / "adapter_out")
-    configs = [json.loads((tmp_path / d / "adapter_config.json").read_text()) for d in ("adapter", "adapter_out")]
-    assert configs[0] | {"base_model_name_or_path": ""} == configs[1] | {"base_model_name_or_path": ""}
+    directories = ("adapter", "adapter_out", "adapter_alone")
+    configs = [json.loads((tmp_path / d / "adapter_config.json").read_text()) for d in directories]
+    bases = [config.pop("base_model_name_or_path") for config in configs]
+    assert configs[0] == configs[1] == configs[2]
+    # w belongs to the trained θ: what the run started from is never named
+    assert bases == ["base", str(tmp_path / "its_theta"), None]
 
 
 def test_the_difference_of_two_models_is_an_adapter(tmp_path, seed):

@@ -100,6 +100,14 @@ GEMMA_YARN = {
     [
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
         ("qwen2", {"hidden_act": "gelu"}, "hidden_act"),
+        ("qwen2", {"num_attention_heads": 0}, "num_attention_heads=0"),
+        ("qwen2", {"num_attention_heads": "4"}, "num_attention_heads"),
+        ("qwen2", {"num_key_value_heads": 3}, "num_key_value_heads=3"),
+        ("qwen2", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 cannot be"),
+        ("qwen2", {"hidden_size": None}, "hidden_size|sensible"),
+        ("qwen2", {"rms_norm_eps": -1.0}, "rms_norm_eps=-1.0"),
+        ("qwen2", {"rope_theta": "a lot", "rope_parameters": None}, "a lot"),
+        ("qwen2", {"tie_word_embeddings": "perhaps"}, "tie_word_embeddings"),
         ("llama", {"attention_bias": True}, "attention_bias"),
         ("llama", {"mlp_bias": True}, "mlp_bias"),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "yarn"),
@@ -133,8 +141,9 @@ def test_a_config_that_cannot_be_expressed_is_refused_by_field(tmp_path, kind, c
     save_tiny(kind, tmp_path)
     find_family(tmp_path)  # as it is, it can
     edit_config(tmp_path, **changes)
-    with pytest.raises(CheckpointError, match=named):
+    with pytest.raises(CheckpointError, match=named) as error:
         find_family(tmp_path)
+    assert len(str(error.value)) < 800
 
 
 def test_a_hub_style_config_reads_the_same(tmp_path):
@@ -229,22 +238,3 @@ def test_a_damaged_checkpoint_is_refused(world, tmp_path, damage, named):
     damage(tmp_path)
     with pytest.raises(CheckpointError, match=named):
         make_policy(world, tmp_path, 0)
-
-
-def test_an_adapter_config_is_read_as_peft_writes_it_or_refused(tmp_path):
-    from bridge_mcore.checkpoint.peft import read_adapter_config
-    from bridge_mcore.errors import CheckpointError
-    from bridge_mcore.model.families import find_family
-
-    save_tiny("qwen2", tmp_path)
-    shape = find_family(tmp_path)[1]
-    path = tmp_path / "adapter_config.json"
-    plain = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "q_proj"], "bias": "none"}
-    path.write_text(json.dumps(plain))
-    assert read_adapter_config(tmp_path, shape).projections == ("q_proj", "v_proj")
-    path.write_text(json.dumps({**plain, "target_modules": r".*\.(q|up)_proj"}))
-    assert read_adapter_config(tmp_path, shape).projections == ("q_proj", "up_proj")
-    for change in ({"r": None}, {"lora_alpha": "8"}, {"use_dora": True}, {"target_modules": ["lm_head"]}):
-        path.write_text(json.dumps({**plain, **change}))
-        with pytest.raises(CheckpointError, match=next(iter(change)).removesuffix("_modules")):
-            read_adapter_config(tmp_path, shape)

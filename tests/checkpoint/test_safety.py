@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from bridge_mcore.checkpoint.convert import Options, open_hf, open_megatron, to_hf, to_megatron
@@ -66,8 +66,10 @@ def test_a_hostile_header_is_refused(tmp_path, what):
     write_raw(tmp_path / "x.safetensors", header, data, length)
     with pytest.raises(CheckpointError, match=r"x\.safetensors is corrupt or truncated"):
         read_header(tmp_path / "x.safetensors")
-    with pytest.raises(Exception, match=r".*"), safe_open(tmp_path / "x.safetensors", framework="pt") as file:
-        assert "a" not in file.keys()  # noqa: SIM118 - no dict; the library keeps the last of two
+    if what == "a name that comes twice":
+        return  # the library keeps the last of two
+    with pytest.raises(SafetensorError), safe_open(tmp_path / "x.safetensors", framework="pt"):
+        pass
 
 
 def test_any_truncated_or_flipped_header_is_refused_or_harmless(tmp_path, seed):
@@ -199,6 +201,62 @@ def test_metadata_that_points_elsewhere_is_refused(converted):
     assert not (converted.parent / "back").exists()
 
 
+def test_metadata_that_cannot_be_is_refused_and_takes_no_memory(converted):
+    """Sizes without end, pieces of other dimensions, no pieces, no dtype; and pieces that overlap over a gap."""
+    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+
+    from bridge_mcore.checkpoint.sharded import read_metadata
+
+    original = (converted / ".metadata").read_bytes()
+    names = [p.name for p in converted.iterdir()]
+    key = "decoder.layers.self_attention.linear_proj.weight"
+
+    def damaged(change) -> None:
+        (converted / ".metadata").write_bytes(original)
+        metadata, _ = read_metadata(converted, names, others=True)
+        change(metadata.state_dict_metadata[key])
+        (converted / ".metadata").write_bytes(pickle.dumps(metadata))
+        with pytest.raises(CheckpointError):
+            to_hf(open_megatron(converted), converted.parent / "back", None, Options())
+
+    huge = ChunkStorageMetadata(torch.Size([0, 0, 0]), torch.Size([10**12, 1, 1]))
+    flat = ChunkStorageMetadata(torch.Size([0]), torch.Size([1]))
+    damaged(lambda entry: entry.chunks.__setitem__(0, huge))
+    damaged(lambda entry: entry.chunks.__setitem__(0, flat))
+    damaged(lambda entry: entry.chunks.__setitem__(0, entry.chunks[1]))
+    damaged(lambda entry: entry.chunks.clear())
+    damaged(lambda entry: setattr(entry, "size", 3))
+    damaged(lambda entry: setattr(entry, "properties", None))
+    damaged(lambda entry: setattr(entry, "chunks", None))
+
+
+def test_a_description_that_grows_is_not_unpacked(tmp_path):
+    """A compressed data.pkl of a gigabyte fits a megabyte."""
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * (64 << 20))
+    descriptor = os.open(tmp_path / "bomb", os.O_RDONLY)
+    with pytest.raises(ValueError, match="compressed, or far too long"):
+        locate(descriptor, 0, (tmp_path / "bomb").stat().st_size)
+    os.close(descriptor)
+
+
+def test_two_sets_of_weights_or_unnamed_tensors_are_refused(tmp_path):
+    save_tiny("qwen2", tmp_path / "hf")
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    index = tmp_path / "hf" / "model.safetensors.index.json"
+    save_file(tensors, tmp_path / "hf" / "other.safetensors")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "other.safetensors")}))
+    with pytest.raises(CheckpointError, match="which is meant"):
+        open_hf(tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    open_hf(tmp_path / "hf")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(list(tensors)[1:], "other.safetensors")}))
+    with pytest.raises(CheckpointError, match="the index does not"):
+        open_hf(tmp_path / "hf")
+
+
 def test_damaged_megatron_files_are_errors_or_seen_by_their_checksums(converted, tmp_path, seed):
     """Cut anywhere, or with a byte changed: an error of the converter, or tensors that `--verify` tells apart."""
     from bridge_mcore.checkpoint.verify import compare_tensors
@@ -219,7 +277,7 @@ def test_damaged_megatron_files_are_errors_or_seen_by_their_checksums(converted,
             unchanged += 1  # the byte was one of zip's own: dates, padding, checksums
         except CheckpointError:
             pass
-    assert unchanged < 50
+    assert unchanged < 15
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -239,4 +297,3 @@ def test_a_saved_tensor_is_found_where_it_lies(tmp_path, dtype, seed):
         data = raw[found.offset : found.offset + (last + 1) * dtype.itemsize]
         again = torch.frombuffer(bytearray(data), dtype=found.dtype).as_strided(found.shape, found.stride)
         assert torch.equal(again, tensor) and found.dtype == dtype
-        assert found.contiguous == tensor.is_contiguous()

@@ -95,6 +95,44 @@ def test_an_interrupted_job_goes_on_only_as_the_same_job(tmp_path):
     assert ran == ["a", "b", "a", "b", "c"]
 
 
+def test_nobody_comes_between_a_writer_and_its_last_rename(tmp_path, monkeypatch):
+    """While the first writer gives its directory the name, a second one is refused, and undoes nothing."""
+    from bridge_mcore.checkpoint import atomic
+
+    sync, refused = atomic.sync_tree, []
+
+    def slow(directory: Path) -> None:
+        sync(directory)
+        monkeypatch.setattr(atomic, "sync_tree", sync)
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match="another process is writing"):
+                write_directory(tmp_path / "t", {}, outputs(["a"], []), lambda *_: None, workers=1)
+            refused.append(True)
+
+    write_directory(tmp_path / "t", {"first": 1}, outputs(["a"], []), lambda *_: None, workers=1)
+    monkeypatch.setattr(atomic, "sync_tree", slow)
+    write_directory(tmp_path / "t", {}, outputs(["a", "b"], []), lambda *_: None, workers=1, replace=lambda _: True)
+    assert len(refused) == 2
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b", "t"]
+
+
+def test_a_disk_that_is_too_small_costs_no_finished_file(tmp_path, monkeypatch):
+    from collections import namedtuple
+
+    from bridge_mcore.checkpoint import staging
+
+    ran: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        write_directory(tmp_path / "t", {}, outputs(["a", "b"], ran, "b"), lambda *_: None, workers=1)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: usage(9, 9, 0))
+    with pytest.raises(CheckpointError, match="its disk has"):
+        write_directory(tmp_path / "t", {}, outputs(["a", "b"], ran), lambda *_: None, workers=1)
+    monkeypatch.undo()
+    write_directory(tmp_path / "t", {}, outputs(["a", "b"], ran), lambda *_: None, workers=1)
+    assert ran == ["a", "b", "b"]
+
+
 def test_two_writers_of_one_directory_do_not_mix(tmp_path):
     """The second is refused while the first writes, and harms nothing."""
     started, go = threading.Event(), threading.Event()

@@ -41,6 +41,21 @@ def test_the_logits_that_are_compared_are_the_models(world, tmp_path, seed):
             assert (hidden(opened, tokens, order) - want).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cast_is_verified_as_the_cast_model(world, tmp_path, seed, dtype):
+    """Rounding is what was asked for: the logits are those of the rounded model, not of the source."""
+    from bridge_mcore.checkpoint.verify import as_written
+
+    save_tiny("qwen2", tmp_path / "hf", seed=seed % 1000)
+    hf = open_hf(tmp_path / "hf")
+    to_megatron(hf, tmp_path / "m", Parallel(), dtype, 1, Options())
+    megatron = open_megatron(tmp_path / "m")
+    compare_tensors(hf, megatron)
+    assert compare_logits(as_written(hf, megatron), megatron, seed).difference < 1e-5
+    with pytest.raises(CheckpointError, match="not the same model"):
+        compare_logits(hf, megatron, seed)
+
+
 @pytest.mark.parametrize("name", ["model.layers.1.self_attn.k_proj.weight", "model.norm.weight"])
 def test_one_other_bit_is_seen(tmp_path, name):
     save_tiny("qwen2", tmp_path / "hf")

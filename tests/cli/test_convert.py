@@ -35,7 +35,7 @@ def test_there_and_back_with_verification(world, tmp_path, capsys):
     found = {k: v for path in (tmp_path / "back").glob("*.safetensors") for k, v in load_file(path).items()}
     assert all(torch.equal(wanted[name], found[name]) for name in found)
     convert("inspect", tmp_path / "m", "--verify", "--json")
-    report = json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))
+    report = json.loads(capsys.readouterr().out)
     assert report["facts"]["parameters"] == sum(t.numel() for t in found.values())
     assert report["facts"]["checksums"] == f"all {len(found)} are right"
     assert report["facts"]["family"] == "qwen3 (Qwen3ForCausalLM)"
@@ -62,6 +62,17 @@ def test_adapters_there_and_back(world, tmp_path, capsys):
     assert all((found[name] - want[name]).abs().max() < 1e-5 for name in found)
 
 
+def test_a_checkpoint_is_cast_and_cut_anew(world, tmp_path, capsys):
+    save_tiny("llama", tmp_path / "hf", vocab=20_000)
+    convert("hf-to-hf", tmp_path / "hf", tmp_path / "x", "--dtype", "bfloat16", "--shard-gb", 0.001, "--verify")
+    wanted = load_file(tmp_path / "hf" / "model.safetensors")
+    files = list((tmp_path / "x").glob("*.safetensors"))
+    found = {k: v for path in files for k, v in load_file(path).items()}
+    assert len(files) >= 2 and found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name].bfloat16()) for name in found)
+    assert json.loads((tmp_path / "x" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -74,10 +85,23 @@ def test_adapters_there_and_back(world, tmp_path, capsys):
         (["inspect", "{}"], "no checkpoint that is known"),
         (["inspect", "{}/none"], "does not exist"),
         (["inspect", "{}/hf/config.json"], "is a file"),
+        (["inspect", "~nobody-here/x"], "no such user"),
+        (["inspect", "{}/loop"], "symbolic links"),
+        (["hf-to-mcore", "{}/hf", "{}/run/config.yaml/x"], "part of this path is a file"),
+        (["hf-to-mcore", "{}/hf", "{}/" + "x" * 300], "choose a shorter name"),
+        (["hf-to-hf", "{}/hf", "{}/x", "--shard-gb", "inf"], "--shard-gb inf"),
+        (["hf-to-hf", "{}/hf", "{}/x", "--shard-gb", "nan"], "--shard-gb"),
+        (["mcore-to-hf", "{}/hf", "{}/x", "--merged", "--adapter", "{}/hf"], "choose one"),
+        (["mcore-to-hf", "{}/run", "{}/x"], "a run without a checkpoint"),
+        (["extract-adapter", "{}/run", "{}/x", "--alpha", "nan"], "--alpha nan"),
+        (["extract-adapter", "{}/hf", "{}/x", "--base", "{}/hf", "--with-base", "{}/y"], "choose one"),
     ],
 )
 def test_what_a_user_can_mend_is_one_message(world, tmp_path, capsys, arguments, said):
     save_tiny("qwen2", tmp_path / "hf")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").touch()
     with pytest.raises(SystemExit) as end:
         convert(*(str(a).format(tmp_path) for a in arguments))
     assert end.value.code == 2
@@ -101,4 +125,5 @@ def test_help_comes_at_once():
         [sys.executable, "-X", "importtime", "-m", "bridge_mcore", "convert", "--help"], capture_output=True, text=True
     )
     assert "hf-to-mcore" in shown.stdout and time.monotonic() - start < 60
-    assert not any(line.rstrip().endswith("| torch") for line in shown.stderr.splitlines())
+    imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert "bridge_mcore.cli.convert" in imported and not imported & {"torch", "transformers", "megatron.core"}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.config.json_file import one_line, read_json_object
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.errors import CheckpointError
 from bridge_mcore.model.families import gemma3, llama, mistral, olmo2, qwen2, qwen3, qwen3_moe
@@ -18,27 +18,21 @@ FAMILIES: dict[str, Family] = {
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json of an HF checkpoint directory. Raises CheckpointError if it is missing or not JSON."""
-    path = Path(directory) / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{directory} is no HF checkpoint: it has no config.json")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} should hold one JSON object")
-    return config
+    """config.json of an HF checkpoint directory. Raises CheckpointError if it is missing or cannot be read."""
+    return read_json_object(
+        Path(directory) / "config.json", missing=f"{directory} is no HF checkpoint: it has no config.json"
+    )
 
 
 def find_family(directory: Path) -> tuple[Family, ModelShape]:
     """The family of an HF checkpoint and the shape of its model; CheckpointError says what is not supported."""
     config = read_config(directory)
     names = config.get("architectures") or []
-    if not isinstance(names, list) or len(names) != 1 or names[0] not in FAMILIES:
-        name = names[0] if names else config.get("model_type", "unknown")
+    if not isinstance(names, list) or len(names) != 1 or str(names[0]) not in FAMILIES:
+        first = names[0] if isinstance(names, list) and names else config.get("model_type", "unknown")
+        name = one_line(first, 80)
         raise CheckpointError(
-            f"{directory}: architecture '{name}' has no family file{nearest(str(name), FAMILIES)}; "
+            f"{directory}: architecture '{name}' has no family file{nearest(name, FAMILIES)}; "
             f"supported: {', '.join(FAMILIES)}"
         )
     family = FAMILIES[names[0]]

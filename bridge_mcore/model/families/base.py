@@ -6,10 +6,12 @@ parameter is made of HF tensors. The same table serves import, export, conversio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bridge_mcore.config.json_file import one_line, shown
 from bridge_mcore.errors import CheckpointError
 from bridge_mcore.model.families.mapping import QKV, GateUp, Plain, Vocabulary
 from bridge_mcore.model.families.positions import read_ropes, read_windows
@@ -26,6 +28,12 @@ _READ = {
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings",
     "rope_parameters", "rope_scaling", "rope_theta",
+}  # fmt: skip
+#: HF fields that count something, and the most that is believed: lists as long are made before a tensor is looked at.
+_SIZES = {
+    "vocab_size": 1 << 28, "hidden_size": 1 << 24, "intermediate_size": 1 << 24, "num_hidden_layers": 10_000,
+    "num_attention_heads": 1 << 16, "num_key_value_heads": 1 << 16, "head_dim": 1 << 16,
+    "num_local_experts": 1 << 16, "max_position_embeddings": 1 << 40,
 }  # fmt: skip
 
 
@@ -74,16 +82,30 @@ class Family:
             config: the content of config.json.
             origin: what to call it in errors.
         Raises:
-            CheckpointError: naming each field that cannot be expressed exactly.
+            CheckpointError: naming each field that cannot be expressed exactly, or is no sensible value.
         """
         from transformers import AutoConfig
 
+        limits = {**dict.fromkeys(self.expert_fields or (), 1 << 16), **_SIZES}
+        wrong = [f"{k}={v}" for k, most in limits.items() if isinstance(v := config.get(k), int) and not 1 <= v <= most]
+        if wrong:
+            raise CheckpointError(f"{origin}: {', '.join(wrong)} cannot be: such a size is positive, and not huge")
         try:
             full = AutoConfig.for_model(**{**config, "model_type": self.model_type})
             values = full.to_dict()
             defaults = type(full)().to_dict()
         except Exception as error:  # transformers validates with many exception types; all mean a bad config
-            raise CheckpointError(f"{origin}: transformers refuses this config: {error}") from error
+            raise CheckpointError(f"{origin}: transformers refuses this config: {one_line(error)}") from error
+        try:
+            shape = self._shape(full, values, defaults, origin)
+        except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            # transformers has let a value of another type through
+            raise CheckpointError(f"{origin}: a field has no sensible value: {one_line(error)!r}") from error
+        _check_numbers(shape, origin)
+        return shape
+
+    def _shape(self, full: Any, values: dict[str, Any], defaults: dict[str, Any], origin: str) -> ModelShape:
+        """`read` of transformers' object, what it holds, and what it would hold by default."""
         heads = values["num_attention_heads"]
         head_dim = values.get("head_dim") or values["hidden_size"] // heads
         known = self.known_fields()
@@ -92,16 +114,16 @@ class Family:
             if key in self.fixed:
                 wanted = self.fixed[key]
                 if not (wanted(value) if callable(wanted) else value == wanted):
-                    refused.append(f"{key}={value!r}")
+                    refused.append(f"{key}={shown(value)}")
             elif key not in known and (key not in defaults or value != defaults[key]):
-                refused.append(f"{key}={value!r}")
+                refused.append(f"{one_line(key, 80)}={shown(value)}")
         rope, local_rope, refused_ropes = read_ropes(values, self.sliding == "layer_types")
         windows, refused_windows = read_windows(values, self.sliding)
         refused += refused_ropes + refused_windows
         if refused:
             raise CheckpointError(
-                f"{origin}: {self.architecture} with {', '.join(sorted(refused))} cannot be expressed exactly; "
-                "training it would silently be another model"
+                f"{origin}: {self.architecture} with {one_line(', '.join(sorted(refused)), 600)} cannot be expressed "
+                "exactly; training it would silently be another model"
             )
         assert rope is not None
         experts, per_token, width = [getattr(full, name) for name in self.expert_fields or ()] or [0, 0, 0]
@@ -134,6 +156,22 @@ class Family:
             experts = range(shape.experts if "{expert}" in p.mcore else 1)
             for place in ({"layer": layer, "expert": expert} for layer in layers for expert in experts):
                 yield type(p)(p.mcore.format(**place), tuple(name.format(**place) for name in p.hf))
+
+
+def _check_numbers(shape: ModelShape, origin: str) -> None:
+    """Refuse what no model can have although its type is right."""
+    numbers = {"rms_norm_eps": shape.norm_eps, "embedding_scale": shape.embedding_scale}
+    if shape.softmax_scale is not None:
+        numbers["softmax_scale"] = shape.softmax_scale
+    for name, rope in (("rope", shape.rope), ("local rope", shape.local_rope)):
+        if rope is not None:
+            numbers |= {f"{name} theta": rope.theta, f"{name} factor": rope.factor}
+            numbers |= {f"{name} {key}": value for key, value in (rope.llama3 or {}).items()}
+    wrong = [f"{k}={v}" for k, v in numbers.items() if not (isinstance(v, int | float) and 0 < v < math.inf)]
+    if shape.heads % shape.kv_heads:
+        wrong.append(f"num_attention_heads={shape.heads} with num_key_value_heads={shape.kv_heads}")
+    if wrong:
+        raise CheckpointError(f"{origin}: {', '.join(wrong)} cannot be")
 
 
 def all_equal(value: Any) -> Callable[[Any], bool]:
