@@ -17,6 +17,7 @@ class Problem:
         answer: what the verifier compares with; never empty.
         trace: the expert's worked solution as text, without template or end token; None where there is none.
         source: name of the problem set (see :func:`bridge_mcore.data.problems.source_name`).
+        reward: which reward judges its answers, as `data.*.reward` spells it.
     """
 
     id: str
@@ -24,6 +25,7 @@ class Problem:
     answer: str
     trace: str | None
     source: str
+    reward: str = "math"
 
     def __str__(self) -> str:
         """How error messages name a problem: id, set, and the first words of its question."""

@@ -10,6 +10,7 @@ from types import TracebackType
 from bridge_mcore.rewards.boxed import last_boxed
 from bridge_mcore.rewards.exact import clean, compare
 from bridge_mcore.rewards.pool import Outcome, Pool
+from bridge_mcore.rewards.protocol import Attempt
 from bridge_mcore.rewards.verdict import Verdict
 
 #: Longest answer in characters that is compared as mathematics. The longest of MATH500 has 53.
@@ -71,6 +72,10 @@ class MathVerifier:
         with self._lock:
             self.counts.update(verdict.verdict for verdict in verdicts.values())
         return [verdicts[index] for index in range(len(pairs))]
+
+    def judge(self, attempts: Sequence[Attempt]) -> list[Verdict]:
+        """See :class:`bridge_mcore.rewards.protocol.Reward`."""
+        return self.verify([(attempt.gold, attempt.response) for attempt in attempts])
 
     def close(self) -> None:
         """End the worker processes."""

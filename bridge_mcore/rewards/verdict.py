@@ -20,6 +20,8 @@ class Verdict:
 
     verdict: VerdictName
     reason: str
+    #: A reward between right and wrong, where the function that judged gave one (partial credit); None: the verdict's.
+    score: float | None = None
 
     @property
     def decided(self) -> bool:
