@@ -40,7 +40,16 @@ _STORED_NORMS = {
     "mlp_bda.norm.weight": "mlp.linear_fc2.post_layernorm.weight",
 }
 #: What a training checkpoint holds beside the model.
-_BESIDE = ("optimizer.", "rng_state", "rerun_state_machine_state", "chained_", "slot/", "slot_optimizer/", "w/")
+_BESIDE = (
+    "optimizer.",
+    "optimizer/",
+    "rng_state",
+    "rerun_state_machine_state",
+    "chained_",
+    "slot/",
+    "slot_optimizer/",
+    "w/",
+)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from bridge_mcore.checkpoint.hf_out import BLOCK, cast
 from bridge_mcore.checkpoint.megatron import Place, places
 from bridge_mcore.checkpoint.rows import parameter_rows
 from bridge_mcore.checkpoint.safetensors_dir import TensorSource
-from bridge_mcore.checkpoint.safetensors_file import blocks
+from bridge_mcore.checkpoint.safetensors_file import SteadyFile, blocks
 from bridge_mcore.checkpoint.sharded import write_metadata
 from bridge_mcore.checkpoint.staging import Output, Tick
 from bridge_mcore.config.schema import Parallel
@@ -160,7 +160,7 @@ def megatron_outputs(source: TensorSource, shape: ModelShape, files: dict[str, l
 
     def output(name: str, held: list[Piece]) -> Output:
         def write(path: Path, tick: Tick) -> list[Any]:
-            with open(path, "wb") as file:
+            with io.BufferedWriter(SteadyFile(path, "w")) as file:
                 found = []
                 for piece in held:
                     part = cast(

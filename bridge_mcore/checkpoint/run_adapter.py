@@ -56,6 +56,11 @@ def newest_checkpoint(path: Path, say: Callable[[str], None] = lambda _: None) -
     return found[0]
 
 
+def has_adapter(checkpoint: Path) -> bool:
+    """Whether a run's checkpoint holds LoRA weights."""
+    return any(key.startswith(_W) for key in TensorStore(checkpoint).tensors)
+
+
 def run_adapter(checkpoint: Path, shape: ModelShape, alpha: float | None = None) -> tuple[LoRAShape, dict[str, Tensor]]:
     """The LoRA weights in a run's checkpoint: shape, and full tensors in fp32 under PEFT's names.
 

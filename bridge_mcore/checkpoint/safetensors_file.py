@@ -8,6 +8,7 @@ files and writes them from whole tensors; a conversion in bounded memory needs p
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import mmap
 import os
@@ -31,6 +32,9 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 #: The format's own limit. A header of that size would describe a million tensors.
 MAX_HEADER = 100_000_000
 _POPULATE_READ = 22  # Linux's MADV_POPULATE_READ
+#: Bytes per system call. Longer writes are slower on a virtual machine that returns free memory to its host: they seem
+#: to be cached in large pages, which must be fetched back first.
+_WRITE = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,13 @@ def header_of(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tup
     return header, {name: Stored(p.dtype, p.shape, start + p.offset) for name, p in places.items()}
 
 
+class SteadyFile(io.FileIO):
+    """A raw file that takes a little at a time; `io.BufferedWriter` on it writes all. See `_WRITE`."""
+
+    def write(self, data: Any) -> int:
+        return super().write(memoryview(data)[:_WRITE])
+
+
 class SafetensorsWriter:
     """Writes one file; the parts of its tensors may come in any order. A context manager, which ends on the disk.
 
@@ -230,7 +241,7 @@ def _entry_bytes(name: str, tensor: Tensor) -> int:
 
 def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
-        done = os.pwrite(descriptor, data, offset)
+        done = os.pwrite(descriptor, data[:_WRITE], offset)
         data, offset = data[done:], offset + done
 
 

@@ -1,79 +1,237 @@
-"""`bridge-mcore eval`: accuracy of a checkpoint on a set of problems."""
+"""`bridge-mcore eval`: accuracy of models on suites of benchmarks; `bridge-mcore scores`: what was measured before."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bridge_mcore.config.types import Device, Template
+from bridge_mcore.config.types import Device, DType, Template
+from bridge_mcore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bridge_mcore.config.engines import Servers
+    from bridge_mcore.evaluation.suites import Suite
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of a Hugging Face checkpoint.")],
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE_OR_TASK",
-            help="Problems with answers: a .jsonl, .json or .parquet file, or a generated task such as running_sums.",
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="HF checkpoints, runs (their newest checkpoint) or checkpoints of runs, each as DIR or LABEL=DIR. "
+            "The others are compared with the first.",
         ),
     ],
+    suite: Annotated[
+        str | None,
+        typer.Option(metavar="NAME_OR_FILE", help="Benchmarks: paper, or a YAML file.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE_OR_TASK",
+            help="In place of a suite: a .jsonl, .json or .parquet file of problems with answers, or a generated task.",
+            show_default=False,
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the suite's files are.", show_default=False)
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="Benchmarks of the suite.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where records and tables go. The same command again goes on there.  [default: evaluations/SUITE]",
+            show_default=False,
+        ),
+    ] = None,
     template: Annotated[Template, typer.Option(help="How a problem becomes a prompt.")] = "chat",
+    system_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the template puts first.", show_default=False)
+    ] = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="Longest answer, in tokens.  [default: 1024, or half the model's context]",
+            help="Longest answer, in tokens.  [default: the suite's; of --data 1024, or half the model's context]",
             show_default=False,
         ),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Use only the first N problems.", show_default=False)
-    ] = None,
     samples: Annotated[
-        int, typer.Option(min=1, metavar="K", help="Answers per problem; with more than one, avg@K and pass@K.")
-    ] = 1,
-    temperature: Annotated[float, typer.Option(min=0, metavar="T", help="0 takes the likeliest token.")] = 0.0,
-    output: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.jsonl", help="Write every answer with its verdict here.", show_default=False),
+        int | None,
+        typer.Option(min=1, metavar="K", help="Answers per problem: avg@K, pass@k, maj@K.", show_default=False),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, metavar="T", help="0 takes the likeliest token.", show_default=False)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P", help="Sample from the smallest set of tokens with probability P.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**30, metavar="N", help="Seed of sampling.")] = 0,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Only the first N problems of each benchmark.", show_default=False),
+    ] = None,
+    engine: Annotated[
+        Literal["embedded", "sglang", "vllm"], typer.Option(help="What generates the answers.")
+    ] = "embedded",
+    url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Servers that run already (may be repeated).", show_default=False),
+    ] = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="A key of the configuration's section `servers`, such as tensor=2 or count=4 (may be repeated).",
+            show_default=False,
+        ),
     ] = None,
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = "cpu",
-    seed: Annotated[int, typer.Option(min=0, max=2**40, metavar="N", help="Seed of sampling.")] = 0,
+    dtype: Annotated[
+        DType | None, typer.Option(help="Of the weights.  [default: float32 on cpu, else bfloat16]", show_default=False)
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="PEFT adapter to merge into the models.", show_default=False)
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that judge answers.")] = 2,
+    show_failures: Annotated[
+        int, typer.Option("--show-failures", min=0, metavar="N", help="Print N wrong answers of each benchmark.")
+    ] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what --output holds.")] = False,
 ) -> None:
-    """Measure a model's accuracy on problems with known answers.
+    """Measure models on benchmarks with known answers.
 
-    Answers are judged as in training: the last \\boxed{} against the right answer.
+    Answers are judged as in training: the last \\boxed{} against the right answer. What was answered stays: a command
+    that was stopped goes on, and more --samples or a larger --limit only add to it.
 
     \b
     Examples:
+      bridge-mcore eval Qwen2.5-3B --suite paper --data-dir benchmarks --engine sglang
+      bridge-mcore eval base=Qwen2.5-3B bridge=runs/bridge --suite paper --samples 16 --temperature 0.6
       bridge-mcore eval runs/quickstart/export --data running_sums --template plain --max-new-tokens 32
-      bridge-mcore eval Qwen2.5-0.5B --data gsm8k_test.jsonl --samples 8 --temperature 1 --output answers.jsonl
+      bridge-mcore scores evaluations/paper --show-failures 3
     """
     from bridge_mcore.config.checks import inference_problems
-    from bridge_mcore.config.data_checks import file_or_task
     from bridge_mcore.config.load import raise_problems
-    from bridge_mcore.config.model_files import default_new_tokens
-    from bridge_mcore.evaluation.options import EvaluationOptions
+    from bridge_mcore.config.model_files import adapter_problems
+    from bridge_mcore.evaluation.subjects import read_subjects
 
-    model = model.expanduser()
-    path, task, problems = file_or_task(data, "--data")
-    if max_new_tokens is None:
-        max_new_tokens = default_new_tokens(model, 1024)
-    problems += inference_problems(model, "MODEL", template, max_new_tokens)
-    if samples > 1 and temperature == 0:
-        problems.append(f"--samples {samples} needs --temperature above 0: without, all answers to a problem are equal")
-    if output is not None:
-        output = output.expanduser()
-        if output.is_dir() or not output.absolute().parent.is_dir():
-            problems.append(f"--output {output}: give a file in a directory that exists")
+    subjects = read_subjects(models)
+    chosen, name = _suite(suite, data, only)
+    problems: list[str] = []
+    if data_dir is not None:
+        data_dir = data_dir.expanduser()
+        if not data_dir.is_dir():
+            problems.append(f"--data-dir {data_dir} is no directory")
+    if adapter is not None:
+        adapter = adapter.expanduser()
+        problems += adapter_problems(adapter, "--adapter")
+    for subject in subjects:
+        if (subject.path / "config.json").is_file():
+            problems += inference_problems(subject.path, f"MODEL {subject.path}", template, max_new_tokens or 1)
+    if top_p is not None and not 0 < top_p <= 1:
+        problems.append(f"--top-p {top_p:g}: must be above 0 and at most 1")
+    output = (output or Path("evaluations") / name).expanduser()
+    if output.exists() and not output.is_dir():
+        problems.append(f"--output {output} is a file; give a directory")
+    if url and engine == "embedded":
+        problems.append("--url needs --engine sglang or vllm")
     raise_problems(problems, "this evaluation cannot run")
+    servers = _servers(engine, url or [], server or [])
+
+    from bridge_mcore.evaluation.options import EvaluationOptions, Serving
+    from bridge_mcore.evaluation.suites import Answers, suite_problems
+
+    answers = Answers(max_new_tokens=max_new_tokens, samples=samples, temperature=temperature, top_p=top_p)
+    raise_problems(list(suite_problems(chosen, answers, data_dir)), "this evaluation cannot run")
+    if suite is None and max_new_tokens is None:
+        answers.max_new_tokens = _half_context(subjects[0].path)
     options = EvaluationOptions(
-        model, path, task, template, max_new_tokens, limit, samples, temperature, output, device, seed
-    )
+        subjects, chosen, name, output, answers, data_dir, template, system_prompt,
+        Serving(engine, device, dtype, servers), adapter, limit, seed, workers, restart, show_failures,
+    )  # fmt: skip
 
     from bridge_mcore.evaluation.command import run_evaluation
 
     run_evaluation(options)
+
+
+def scores(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="What `bridge-mcore eval` wrote: of a model, or of several.")
+    ],
+    form: Annotated[
+        Literal["text", "markdown", "json"], typer.Option("--format", help="How the tables are printed.")
+    ] = "text",
+    show_failures: Annotated[
+        int, typer.Option("--show-failures", min=0, metavar="N", help="Print N wrong answers of each benchmark.")
+    ] = 0,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that compare answers.")] = 2,
+) -> None:
+    """Show evaluations that were made before, and compare them with the first.
+
+    \b
+    Example:
+      bridge-mcore scores evaluations/paper/base evaluations/paper/bridge --format markdown
+    """
+    for directory in directories:
+        if not directory.expanduser().is_dir():
+            raise ConfigError(f"{directory} is no directory; give one that `bridge-mcore eval` wrote")
+
+    from bridge_mcore.evaluation.command import run_scores
+
+    run_scores([directory.expanduser() for directory in directories], form, show_failures, workers)
+
+
+def _suite(suite: str | None, data: str | None, only: str | None) -> tuple[Suite, str]:
+    """(the benchmarks that are meant, what to call them)."""
+    from bridge_mcore.config.data_checks import file_or_task
+    from bridge_mcore.config.load import raise_problems
+    from bridge_mcore.config.schema import DataSource
+    from bridge_mcore.data.problems import source_name
+    from bridge_mcore.evaluation.suites import Benchmark, Suite, load_suite
+
+    if (suite is None) == (data is None):
+        raise ConfigError("say what to measure: --suite NAME_OR_FILE (such as paper), or --data FILE_OR_TASK")
+    if suite is not None:
+        wanted = [part.strip() for part in only.split(",") if part.strip()] if only else []
+        return load_suite(suite, wanted), Path(suite).stem
+    if only is not None:
+        raise ConfigError("--only chooses benchmarks of a --suite")
+    assert data is not None
+    path, task, problems = file_or_task(data, "--data")
+    raise_problems(problems, "this evaluation cannot run")
+    source = DataSource(path=path) if path is not None else DataSource(task=task, size=256, split="test")  # type: ignore[arg-type]
+    name = "".join(c if c.isalnum() or c in "-_.+" else "-" for c in source_name(source)).lstrip(".") or "data"
+    return Suite(benchmarks=[Benchmark(name=name, source=source)]), name
+
+
+def _servers(engine: str, urls: list[str], settings: list[str]) -> Servers:
+    """The section `servers` that the options describe, checked as in a configuration."""
+    from bridge_mcore.config.load import load_values
+    from bridge_mcore.config.schema import Config
+
+    if settings and engine == "embedded":
+        raise ConfigError("--server needs --engine sglang or vllm")
+    values = [f"servers.{setting}" for setting in settings]
+    servers = load_values(Config, values).servers
+    if urls:
+        servers = servers.model_copy(update={"mode": "external", "urls": urls})
+    return servers
+
+
+def _half_context(model: Path) -> int:
+    """Default length of answers to --data."""
+    from bridge_mcore.config.model_files import default_new_tokens
+
+    return default_new_tokens(model, 1024)

@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("scores")(evaluate.scores)
 app.command("generate")(generate.generate)
 app.command("replay")(replay.replay)
 app.command("report")(report.report)

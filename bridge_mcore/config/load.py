@@ -34,7 +34,7 @@ from bridge_mcore.config.types import Section
 from bridge_mcore.config.yaml_source import UNREADABLE, Source, dump_yaml, parse_value, read_yaml
 from bridge_mcore.errors import ConfigError
 
-__all__ = ["dump_config", "key_help", "load_config", "load_section", "raise_problems"]
+__all__ = ["dump_config", "key_help", "load_config", "load_section", "load_values", "raise_problems"]
 
 COMMAND_LINE = "command line"
 AnySection = TypeVar("AnySection", bound=Section)
@@ -54,6 +54,15 @@ def load_section(model: type[AnySection], path: Path, overrides: Sequence[str] =
         kind = "list" if isinstance(source.tree, list) else "single value"
         example = next(iter(model.model_fields))
         raise ConfigError(f"{path}: holds a {kind}; expected sections and keys, such as '{example}:'")
+    return _checked(model, source, overrides)
+
+
+def load_values(model: type[AnySection], overrides: Sequence[str]) -> AnySection:
+    """As :func:`load_section`, of ``dotted.key=value`` alone."""
+    return _checked(model, Source(COMMAND_LINE, {}), overrides)
+
+
+def _checked(model: type[AnySection], source: Source, overrides: Sequence[str]) -> AnySection:
     for override in overrides:
         _apply(override, source, model)
     _prepare(source.tree, model, (), source)
@@ -62,7 +71,7 @@ def load_section(model: type[AnySection], path: Path, overrides: Sequence[str] =
         config = model.model_validate(source.tree)
     except ValidationError as error:
         source.problems += _messages(error.errors(include_url=False), source, model)
-    raise_problems(source.problems, f"{path} cannot be used as it is")
+    raise_problems(source.problems, f"{source.name} cannot be used as it is")
     assert config is not None
     return config
 

@@ -1,66 +1,179 @@
-"""`bridge-mcore eval`: accuracy of an HF checkpoint on problems with known answers."""
+"""`bridge-mcore eval` and `bridge-mcore scores`: answer, judge, and show what came of it."""
 
 from __future__ import annotations
 
-from collections import Counter
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from bridge_mcore import __version__
+from bridge_mcore.errors import DataError
+from bridge_mcore.evaluation import tables
+from bridge_mcore.evaluation.majority import Same
+from bridge_mcore.evaluation.options import EvaluationOptions, Subject
+from bridge_mcore.evaluation.records import Record, read_records
+from bridge_mcore.evaluation.results import ModelResult, benchmark_result, compare, model_result
+from bridge_mcore.evaluation.run import SETTINGS_FILE, answer_all, check_settings, model_fingerprint, prepare
+from bridge_mcore.evaluation.subjects import hf_directory
+from bridge_mcore.evaluation.verifiers import Verifiers
+from bridge_mcore.monitoring.progress import phase, say
 
-from bridge_mcore.config.schema import Data, DataSource
-from bridge_mcore.data.pairs import encode_prompts
-from bridge_mcore.data.problems import load_problems, source_name
-from bridge_mcore.evaluation.evaluate import Record, evaluate, write_records
-from bridge_mcore.evaluation.metrics import mean_pass_at_k
-from bridge_mcore.evaluation.options import EvaluationOptions
-from bridge_mcore.monitoring.curves import wilson
-from bridge_mcore.monitoring.progress import track
-from bridge_mcore.rewards import MathVerifier
-from bridge_mcore.rewards.judge import Judge
-from bridge_mcore.rollout.engine import SamplingParams
-from bridge_mcore.rollout.inference import open_model
-
-#: Problems answered between two marks of progress.
-_BLOCK = 64
+RESULTS_FILE = "results.json"
+Answered = dict[str, list[Record]]
 
 
 def run_evaluation(options: EvaluationOptions) -> None:
-    """Answer, verify, print a table; write the records if asked to."""
-    source = DataSource(path=options.path, task=options.task, limit=options.limit, split="test")
-    if options.task is not None:
-        source = DataSource(task=options.task, size=options.limit or 256, split="test")
-    name = source_name(source)
-    problems = load_problems(source)
-    with open_model(options.model, options.template, options.device) as model, MathVerifier() as verifier:
-        data = Data(template=options.template)
-        prompts = encode_prompts(problems, model.tokenizer, data, model.shape.max_positions - options.max_new_tokens)
-        judge = Judge(verifier, model.decode)
-        params = SamplingParams(options.max_new_tokens, options.temperature, 1.0, model.stops, options.seed)
-        records: list[Record] = []
-        blocks = [prompts[i : i + _BLOCK] for i in range(0, len(prompts), _BLOCK)]
-        for block in track(blocks, len(blocks), f"answering {len(prompts)} problems"):
-            first = len(records)
-            records += evaluate(
-                {name: block}, model.engine, judge, model.layout, params, options.samples, first
-            ).records
-    if options.output is not None:
-        write_records(options.output, records)
-    k = options.samples
-    correct = [sum(r.verdict == "correct" for r in records[i : i + k]) for i in range(0, len(records), k)]
-    table = Table(show_header=False)
-    table.add_row("model", str(options.model))
-    table.add_row("problems", f"{len(problems)} of {name}")
-    accuracy = mean_pass_at_k(correct, k, 1)
-    low, high = wilson(accuracy, len(problems))
-    how = "greedy" if options.temperature == 0 else f"temperature {options.temperature:g}"
-    table.add_row("accuracy" if k == 1 else f"avg@{k}", f"{accuracy:.1%}  [{low:.1%}, {high:.1%}]  ({how})")
-    if k > 1:
-        table.add_row(f"pass@{k}", f"{mean_pass_at_k(correct, k, k):.1%}")
-    table.add_row("answer length", f"{sum(r.tokens for r in records) / len(records):.1f} tokens")
-    table.add_row("cut short", f"{sum(not r.finished for r in records) / len(records):.1%}")
-    other = {v: n for v, n in Counter(r.verdict for r in records).items() if v not in ("correct", "incorrect")}
-    if other:
-        table.add_row("not decided", ", ".join(f"{n} {v}" for v, n in other.items()))
-    if options.output is not None:
-        table.add_row("records", str(options.output))
-    Console().print(table)
+    """Evaluate all models, write records and tables, and print them."""
+    with ExitStack() as stack:
+        verifiers = stack.enter_context(Verifiers(options.workers))
+        found: list[tuple[str, Answered, dict[str, int]]] = []
+        for subject in options.subjects:
+            if len(options.subjects) > 1:
+                say(f"== {subject.label}")
+            found.append((subject.label, *_evaluate(subject, options, verifiers)))
+        with phase("computing intervals"):
+            models = [_result(label, answered, samples, verifiers.same) for label, answered, samples in found]
+        for model in models:
+            _write_json(options.output / model.label / RESULTS_FILE, model.summary())
+        show_results(models, "text")
+        write_tables(options.output, options.suite_name, models)
+        show_failures([(label, answered) for label, answered, _ in found], options.failures)
+        say(f"→ {options.output}   (again: bridge-mcore scores {options.output})")
+
+
+def _evaluate(subject: Subject, options: EvaluationOptions, verifiers: Verifiers) -> tuple[Answered, dict[str, int]]:
+    """(records by benchmark, samples by benchmark) of one model."""
+    import torch
+
+    directory = options.output / subject.label
+    serving = options.serving
+    dtype = getattr(torch, serving.dtype) if serving.dtype else None
+    with hf_directory(subject, options.adapter, dtype, directory / "model") as model:
+        works, template = prepare(options, model)
+        settings: dict[str, Any] = {
+            "model": str(subject.path.absolute()), "fingerprint": model_fingerprint(model),
+            "template": options.template, "system_prompt": options.system_prompt,
+            "benchmarks": {work.benchmark.name: work.settings() for work in works},
+        }  # fmt: skip
+        check_settings(directory, settings, options.restart)
+        _write_json(directory / "command.json", {
+            "bridge_mcore": __version__, "suite": options.suite_name, "engine": serving.engine,
+            "device": serving.device, "dtype": serving.dtype, "suite_file": options.suite.model_dump(mode="json"),
+        })  # fmt: skip
+        records = answer_all(works, template, options, model, directory, verifiers.judge_of)
+    return records, {work.benchmark.name: work.samples for work in works}
+
+
+def _result(label: str, answered: Answered, samples: dict[str, int], same: Same) -> ModelResult:
+    return model_result(label, {n: benchmark_result(r, samples[n], same) for n, r in answered.items()})
+
+
+def show_results(models: Sequence[ModelResult], form: str) -> None:
+    """Print all tables as text, Markdown or JSON."""
+    if form == "json":
+        print(json.dumps(_plain(models), indent=1))
+        return
+    for title, rows in _tables(models):
+        if form == "markdown":
+            print(f"{title}\n\n{tables.markdown(rows)}")
+        else:
+            tables.show(rows, title)
+
+
+def _tables(models: Sequence[ModelResult]) -> list[tuple[str, tables.Rows]]:
+    greedy = all(b.samples == 1 for m in models for b in m.benchmarks.values())
+    title = "accuracy, % [95 % interval over problems]" + ("" if greedy else ", mean over samples (avg@k)")
+    found = [(title, tables.scores_table(models))]
+    found += [(f"{model.label}: answers", tables.details_table(model)) for model in models]
+    if len(models) > 1:
+        title = "difference, points [95 % interval], paired by problem; p of a permutation test"
+        found.append((title, tables.comparison_table(compare(models))))
+    return found
+
+
+def _plain(models: Sequence[ModelResult]) -> dict[str, Any]:
+    return {
+        "models": [model.summary() for model in models],
+        "comparisons": [asdict(comparison) for comparison in compare(models)],
+    }
+
+
+def write_tables(output: Path, heading: str, models: Sequence[ModelResult]) -> None:
+    """results.md and results.json of a command's models."""
+    output.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(f"{title}\n\n{tables.markdown(rows)}" for title, rows in _tables(models))
+    (output / "results.md").write_text(f"# {heading}\n\n{text}")
+    _write_json(output / RESULTS_FILE, _plain(models))
+
+
+def show_failures(found: Sequence[tuple[str, Answered]], count: int) -> None:
+    """Print wrong answers of each benchmark of each model."""
+    for label, answered in found if count else ():
+        for name, records in answered.items():
+            if text := tables.failures_text(records, count):
+                say(f"\n=== {label}, {name}\n{text}")
+
+
+def read_answers(directory: Path) -> tuple[Answered, dict[str, int]]:
+    """(records, samples) by benchmark of a model's directory: only problems whose samples are all there.
+
+    Raises DataError if it holds no evaluation.
+    """
+    path = directory / SETTINGS_FILE
+    try:
+        settings = json.loads(path.read_text())["benchmarks"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{directory} holds no evaluation (no readable {SETTINGS_FILE})") from None
+    answered: Answered = {}
+    samples: dict[str, int] = {}
+    for name, known in settings.items():
+        file = directory / "records" / f"{name}.jsonl"
+        if not file.is_file():
+            continue
+        count = known["samples"]
+        groups: dict[str, dict[int, Record]] = {}
+        for record in read_records(file):
+            groups.setdefault(record.id, {})[record.sample] = record
+        whole = [group for group in groups.values() if all(j in group for j in range(count))]
+        if len(whole) < known["problems"]:
+            say(f"· {directory.name}, {name}: {len(whole)} of {known['problems']} problems are answered")
+        if whole:
+            answered[name] = [group[j] for group in whole for j in range(count)]
+            samples[name] = count
+    if not answered:
+        raise DataError(f"{directory} holds no finished answers yet")
+    return answered, samples
+
+
+def run_scores(directories: Sequence[Path], form: str, failures: int, workers: int) -> None:
+    """Print the tables of evaluations that were made before."""
+    found = []
+    for directory in directories:
+        inside = [directory] if (directory / SETTINGS_FILE).is_file() else _models_in(directory)
+        if not inside:
+            raise DataError(f"{directory} holds no evaluation; give a directory that `bridge-mcore eval` wrote")
+        found += [(path.name, *read_answers(path)) for path in inside]
+    with Verifiers(workers) as verifiers:
+        models = [_result(label, answered, samples, verifiers.same) for label, answered, samples in found]
+    show_results(models, form)
+    show_failures([(label, answered) for label, answered, _ in found], failures)
+
+
+def _models_in(directory: Path) -> list[Path]:
+    """Directories of the models that were evaluated there; those of the last command first, in its order."""
+    try:
+        order = [model["model"] for model in json.loads((directory / RESULTS_FILE).read_text())["models"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        order = []
+    there = sorted(path.parent for path in directory.glob(f"*/{SETTINGS_FILE}"))
+    return sorted(there, key=lambda path: order.index(path.name) if path.name in order else len(order))
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)

@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from bridge_mcore.config.engines import Servers
+from bridge_mcore.evaluation.suites import Answers, Suite
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate. `label` names it in tables; `path` is an HF checkpoint, a run, or a run's checkpoint."""
+
+    label: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a checkpoint is served.
+
+    Attributes:
+        engine: embedded, sglang or vllm.
+        device: cpu or cuda.
+        dtype: float32 or bfloat16; None: fp32 on CPU, else bf16.
+        servers: of SGLang and vLLM.
+    """
+
+    engine: str = "embedded"
+    device: str = "cpu"
+    dtype: str | None = None
+    servers: Servers = field(default_factory=Servers)
 
 
 @dataclass(frozen=True)
@@ -11,27 +39,34 @@ class EvaluationOptions:
     """One evaluation, checked by the command line.
 
     Attributes:
-        model: HF checkpoint directory.
-        path: data file; None if `task` is given.
-        task: name of a generated task, whose test split is used; None if `path` is given.
-        template: how a problem becomes a prompt (`data.template`).
-        max_new_tokens: longest answer, tokens.
-        limit: use only the first problems.
-        samples: answers per problem; more than one gives avg@k and pass@k.
-        temperature: 0 is greedy.
-        output: where a JSON line per answer goes, if anywhere.
-        device: cpu or cuda.
+        subjects: models, in the order of tables; the others are compared with the first.
+        suite: benchmarks and how they are answered.
+        suite_name: what the command line called it.
+        output: directory of records and tables.
+        answers: what the command line says of answers; it goes before benchmark and suite.
+        data_dir: directory of benchmarks' files.
+        template, system_prompt: how a problem becomes a prompt (`data.template`).
+        serving: engine and device.
+        adapter: PEFT adapter to merge into every model.
+        limit: use only the first problems of each benchmark.
         seed: of sampling.
+        workers: processes of each reward.
+        restart: forget what was answered before.
+        failures: wrong answers to print for each benchmark.
     """
 
-    model: Path
-    path: Path | None = None
-    task: str | None = None
+    subjects: tuple[Subject, ...]
+    suite: Suite
+    suite_name: str
+    output: Path
+    answers: Answers = field(default_factory=Answers)
+    data_dir: Path | None = None
     template: str = "chat"
-    max_new_tokens: int = 1024
+    system_prompt: str | None = None
+    serving: Serving = field(default_factory=Serving)
+    adapter: Path | None = None
     limit: int | None = None
-    samples: int = 1
-    temperature: float = 0.0
-    output: Path | None = None
-    device: str = "cpu"
     seed: int = 0
+    workers: int = 2
+    restart: bool = False
+    failures: int = 0

@@ -407,10 +407,13 @@ def test_a_runs_checkpoint_gives_theta_merged_model_and_adapter(world, tmp_path,
     from bridge_mcore.checkpoint.extract import from_run
     from bridge_mcore.checkpoint.run_state import save_state
     from bridge_mcore.config.load import dump_config
+    from tests.checkpoint.resharding_job import moments
     from tests.checkpoint.test_export import make_policy
 
     save_tiny("qwen3", tmp_path / "run" / "base", seed=seed % 1000)
     policy = make_policy(world, tmp_path / "run" / "base", seed % 1000)
+    for m in policy.optimizer.pairs["base"]:
+        policy.optimizer.state(m).update(moments(m.value, 5))  # as after a step
     from bridge_mcore.config.schema import Adapter, Config
 
     config = Config(adapter=Adapter(rank=5, alpha=20))

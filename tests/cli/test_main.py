@@ -15,12 +15,13 @@ from bridge_mcore import __version__
 from bridge_mcore.cli.main import app, main
 from bridge_mcore.config.replay import ReplayOptions
 from bridge_mcore.errors import BridgeError, ConfigError, TrainingError
-from bridge_mcore.evaluation.options import EvaluationOptions
+from bridge_mcore.evaluation.options import Subject
+from bridge_mcore.evaluation.suites import Answers
 from bridge_mcore.rollout.options import GenerateOptions
 from tests.config.files import make_adapter, make_case, make_model, write
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "eval", "generate", "replay", "report", "selftest", "verify", "keys")
+COMMANDS = ("train", "eval", "scores", "generate", "replay", "report", "selftest", "verify", "keys")
 GOOD = "model: {generated: {}}\nrollout: {max_new_tokens: 24}\ndata: {rl: {task: running_sums}, template: plain}\n"
 
 
@@ -175,31 +176,67 @@ class TestEvaluate:
     def test_options(self, called: list[Any], tmp_path: Path) -> None:
         model = make_model(tmp_path / "m")
         assert run("eval", model, "--data", "running_sums", "--template", "plain") == 0
-        assert called == [EvaluationOptions(model, task="running_sums", template="plain", max_new_tokens=128)]
+        (options,) = called
+        assert options.subjects == (Subject("m", model),) and options.template == "plain"
+        assert options.output == Path("evaluations/running_sums-test")
+        (benchmark,) = options.suite.benchmarks
+        assert (benchmark.source.task, benchmark.source.split) == ("running_sums", "test")
+        assert options.answers == Answers(max_new_tokens=128)  # half of the context
+        assert (options.serving.engine, options.serving.device) == ("embedded", "cpu")
 
     def test_more_options(self, called: list[Any], tmp_path: Path) -> None:
-        model, data, output = make_model(tmp_path / "m"), write(tmp_path / "d.jsonl", "{}\n"), tmp_path / "o.jsonl"
+        model, data, output = make_model(tmp_path / "m"), write(tmp_path / "d.jsonl", "{}\n"), tmp_path / "o"
         options = words("--max-new-tokens 9 --limit 5 --samples 3 --temperature 0.5 --device cuda --seed 2")
-        assert run("eval", model, "--data", data, *options, "--output", output) == 0
-        assert called == [EvaluationOptions(model, data, None, "chat", 9, 5, 3, 0.5, output, "cuda", 2)]
+        served = words("--engine sglang --server tensor=2 --server count=4 --url http://a:1 --url http://b:2")
+        assert run("eval", f"one={model}", f"two={model}", "--data", data, *options, *served, "--output", output) == 0
+        (found,) = called
+        assert [s.label for s in found.subjects] == ["one", "two"] and found.subjects[1].path == model
+        assert found.answers == Answers(max_new_tokens=9, samples=3, temperature=0.5)
+        assert (found.limit, found.seed, found.output) == (5, 2, output)
+        assert found.suite.benchmarks[0].source.path == data
+        servers = found.serving.servers
+        assert (servers.tensor, servers.count, servers.mode) == (2, 4, "external")
+        assert servers.urls == ["http://a:1", "http://b:2"]
+
+    def test_a_suite(self, called: list[Any], tmp_path: Path) -> None:
+        model = make_model(tmp_path / "m")
+        (tmp_path / "math500").mkdir()
+        write(tmp_path / "math500" / "test.jsonl", "{}\n")
+        options = ("--template", "plain", "--data-dir", tmp_path, "--only", "math500,aime24")
+        assert run("eval", model, "--suite", "paper", *options) == 0
+        (found,) = called
+        assert [b.name for b in found.suite.benchmarks] == ["math500", "aime24"]
+        assert found.suite.max_new_tokens == 8192 and found.answers == Answers()
+        assert found.output == Path("evaluations/paper")
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
+            ((), "--suite NAME_OR_FILE"),
+            (("--data", "running_sums", "--suite", "paper"), "--suite NAME_OR_FILE"),
             (("--data", "running_sum"), "did you mean 'running_sums'?"),
             (("--data", "gone.jsonl"), "does not exist"),
             (("--data", "running_sums", "--samples", "3"), "--samples 3 needs --temperature above 0"),
             (("--data", "running_sums", "--max-new-tokens", "256"), "leaves no room"),
-            (("--data", "running_sums", "--output", "/gone/x.jsonl"), "--output /gone/x.jsonl: give a file"),
+            (("--data", "running_sums", "--only", "x"), "--only chooses benchmarks of a --suite"),
+            (("--data", "running_sums", "--server", "tensor=2"), "--server needs --engine"),
+            (("--data", "running_sums", "--engine", "vllm", "--server", "tensors=2"), "did you mean"),
+            (("--data", "running_sums", "--url", "http://x:1"), "--url needs --engine"),
+            (("--suite", "papre"), "did you mean 'paper'?"),
+            (("--suite", "paper", "--only", "math50"), "did you mean 'math500'?"),
+            (("--suite", "paper", "--data-dir", "gone"), "--data-dir gone is no directory"),
         ],
     )
     def test_bad_ones(self, called: list[Any], tmp_path: Path, capsys, options: tuple[str, ...], message: str) -> None:
         assert run("eval", make_model(tmp_path / "m"), *options) == 2
         assert called == [] and message in capsys.readouterr().err
 
-    def test_no_model(self, called: list[Any], capsys) -> None:
+    def test_no_model(self, called: list[Any], tmp_path: Path, capsys) -> None:
         assert run("eval", "gone", "--data", "running_sums") == 2
-        assert "MODEL = gone does not exist" in capsys.readouterr().err
+        assert "MODEL gone: gone is no directory" in capsys.readouterr().err
+        model = make_model(tmp_path / "m")
+        assert run("eval", model, model, "--data", "running_sums") == 2
+        assert "two models are called m" in capsys.readouterr().err
 
 
 class TestGenerate:

@@ -1,0 +1,120 @@
+"""What was answered, one JSON line an answer: written as answers come in, read again by a command that goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO
+
+from bridge_mcore.errors import DataError
+
+#: Characters of a gold answer that are kept: the tests of a programming problem may have megabytes.
+_MAX_GOLD = 2000
+
+
+@dataclass(frozen=True)
+class Record:
+    """One answered problem.
+
+    Attributes:
+        set: name of the benchmark.
+        id: of the problem.
+        sample: number of this answer among those to the problem, from 0.
+        answer: what the response gives as its answer (the content of its box), for votes; None where it gives none.
+        verdict, reason: as the reward gave them.
+        tokens: length of the response.
+        finished: it ended by itself; False means it was cut at the limit.
+    """
+
+    set: str
+    id: str
+    sample: int
+    prompt: str
+    gold: str
+    response: str
+    answer: str | None
+    verdict: str
+    reason: str
+    tokens: int
+    finished: bool
+
+    @property
+    def correct(self) -> bool:
+        """Whether the reward said so."""
+        return self.verdict == "correct"
+
+
+def shown_gold(gold: str) -> str:
+    """A gold answer as a record keeps it."""
+    return gold if len(gold) <= _MAX_GOLD else f"{gold[:_MAX_GOLD]}… ({len(gold)} characters)"
+
+
+_FIELDS = {field.name for field in fields(Record)}
+
+
+class RecordFile:
+    """Appends records; a line is whole or, after a kill, dropped when the file is opened again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records = read_records(path, mend=True) if path.exists() else []
+        self._file: IO[str] | None = None
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Write records to the disk."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        for record in records:
+            self._file.write(json.dumps(asdict(record)) + "\n")  # ASCII: half a surrogate pair survives
+            self.records.append(record)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> RecordFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_records(path: Path, mend: bool = False) -> list[Record]:
+    """The records of a file. mend: cut off a last line that a kill left unfinished; else it is an error like any other.
+
+    Raises DataError naming the line that is no record.
+    """
+    records: list[Record] = []
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if mend and whole < len(content):
+        with open(path, "r+b") as file:
+            file.truncate(whole)
+        content = content[:whole]
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+            records.append(Record(**{key: found[key] for key in _FIELDS}))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}, line {number} is no record of an evaluation ({type(error).__name__}: {error}); "
+                "evaluate anew with --restart"
+            ) from None
+    return records
+
+
+def write_records(path: Path, records: Sequence[Record]) -> None:
+    """Write a file of records, instead of one that is there."""
+    path.unlink(missing_ok=True)
+    with RecordFile(path) as file:
+        file.append(records)

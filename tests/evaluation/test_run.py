@@ -1,0 +1,170 @@
+"""Evaluations of a tiny model: the same answers however often they are broken off, and no others' taken for them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from bridge_mcore.config.schema import DataSource
+from bridge_mcore.errors import ConfigError, DataError
+from bridge_mcore.evaluation.command import read_answers, run_evaluation, run_scores
+from bridge_mcore.evaluation.options import EvaluationOptions, Subject
+from bridge_mcore.evaluation.records import RecordFile, read_records
+from bridge_mcore.evaluation.suites import Answers, Benchmark, Suite
+from bridge_mcore.rollout.embedded import EmbeddedEngine
+from tests.models import save_tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with random weights and the tokenizer of the generated task."""
+    from bridge_mcore.data.tokenizer import task_tokenizer, task_vocabulary
+
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    save_tiny("qwen2", directory, vocab=len(task_vocabulary()))
+    task_tokenizer("running_sums").save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def one_world(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process has its world already."""
+
+    @contextlib.contextmanager
+    def groups(*_: object, **__: object):
+        yield world[1]
+
+    monkeypatch.setattr("bridge_mcore.evaluation.answerer.process_groups", groups)
+
+
+def options(model: Path, output: Path, **changes) -> EvaluationOptions:
+    source = DataSource(task="running_sums", difficulty=(2, 3), size=12, split="test")
+    suite = Suite(
+        max_new_tokens=6,
+        benchmarks=[
+            Benchmark(name="sums", source=source),
+            Benchmark(name="long", source=source.model_copy(update={"difficulty": (4, 5)}), samples=3, temperature=1.0),
+        ],
+    )
+    found = EvaluationOptions((Subject("tiny", model),), suite, "test", output, template="plain")
+    return dataclasses.replace(found, **changes)
+
+
+def answers(directory: Path) -> dict[tuple[str, str, int], str]:
+    return {
+        (r.set, r.id, r.sample): r.response for path in (directory / "records").iterdir() for r in read_records(path)
+    }
+
+
+def test_an_evaluation_goes_on_where_it_was_broken_off(model, tmp_path, monkeypatch, seed):
+    run_evaluation(options(model, tmp_path / "whole"))
+    whole = answers(tmp_path / "whole" / "tiny")
+    assert len(whole) == 12 + 36 and len(set(whole.values())) > 10
+    assert {r.tokens for r in read_records(tmp_path / "whole/tiny/records/sums.jsonl")} <= set(range(1, 7))
+
+    generate, calls = EmbeddedEngine.generate, []
+
+    def breaks(self, requests, params):
+        calls.append(len(requests))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(self, requests, params)
+
+    monkeypatch.setattr("bridge_mcore.evaluation.answerer._BATCH", 5)
+    monkeypatch.setattr(EmbeddedEngine, "generate", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluation(options(model, tmp_path / "part"))
+    path = tmp_path / "part/tiny/records/sums.jsonl"
+    assert len(read_records(path)) == 10
+    content = path.read_bytes()
+    path.write_bytes(content[: -(1 + seed % 40)])  # a kill in the middle of a line
+    run_evaluation(options(model, tmp_path / "part"))
+    assert answers(tmp_path / "part" / "tiny") == whole
+    assert sum(calls) == 5 + 5 + 2 + 3 + 36  # two blocks, the one that broke off, what was missing
+    run_evaluation(options(model, tmp_path / "part"))  # nothing is missing: the model is not even loaded
+    assert sum(calls) == 51
+    for name in ("results.json", "results.md"):
+        assert (tmp_path / "part" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_more_samples_and_problems_leave_the_rest_as_it_is(model, tmp_path):
+    few = options(model, tmp_path, limit=5)
+    run_evaluation(few)
+    before = answers(tmp_path / "tiny")
+    more = few.suite.model_copy(update={"benchmarks": few.suite.benchmarks[1:]})
+    run_evaluation(dataclasses.replace(few, limit=8, suite=more, answers=Answers(samples=4)))
+    after = answers(tmp_path / "tiny")
+    assert all(after[key] == text for key, text in before.items())
+    assert sum(key[0] == "long" for key in after) == 8 * 4
+
+
+def test_other_settings_are_not_mixed_in(model, tmp_path):
+    run_evaluation(options(model, tmp_path, limit=3))
+    records = (tmp_path / "tiny/records/long.jsonl").read_bytes()
+    for changes, said in (
+        ({"seed": 1}, "seed"),
+        ({"answers": Answers(max_new_tokens=4)}, "max_new_tokens: 6, now 4"),
+        ({"answers": Answers(top_p=0.5)}, "top_p"),
+    ):
+        with pytest.raises(ConfigError, match=f"other settings .*{said}.*--restart"):
+            run_evaluation(options(model, tmp_path, limit=3, **changes))
+    other = tmp_path / "other"
+    save_tiny("qwen2", other, seed=5, vocab=64)
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (other / name).write_bytes((model / name).read_bytes())
+    weights = (model / "model.safetensors").read_bytes()
+    (other / "model.safetensors").write_bytes(weights[:-4] + b"\0\0\0\0")
+    with pytest.raises(ConfigError, match="fingerprint"):
+        run_evaluation(options(other, tmp_path, limit=3))
+    assert (tmp_path / "tiny/records/long.jsonl").read_bytes() == records
+    run_evaluation(options(model, tmp_path, limit=3, seed=1, restart=True))
+    assert (tmp_path / "tiny/records/long.jsonl").read_bytes() != records
+
+
+def test_several_models_are_compared_and_shown_again(model, tmp_path, capsys):
+    chosen = options(model, tmp_path, subjects=(Subject("one", model), Subject("two", model)), failures=2)
+    run_evaluation(chosen)
+    said = capsys.readouterr().out
+    assert "two - one" in said and "pass@2" in said and "average" in said
+    assert said.count("right answer:") == 2 * 2 * 2  # models, benchmarks, two of each
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [m["model"] for m in results["models"]] == ["one", "two"]
+    # One model twice: the same seeds give the same answers.
+    assert results["comparisons"][0]["benchmarks"]["average"] == {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    run_scores([tmp_path], "json", 0, 1)
+    assert json.loads(capsys.readouterr().out) == results
+    run_scores([tmp_path / "two"], "markdown", 0, 1)
+    assert "| sums | 12 |" in capsys.readouterr().out
+    assert "| sums | 12 |" in (tmp_path / "results.md").read_text()
+
+
+def test_an_unfinished_evaluation_is_shown_as_far_as_it_is(model, tmp_path, capsys):
+    run_evaluation(options(model, tmp_path))
+    path = tmp_path / "tiny/records/long.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:-4]) + "\n")
+    found, samples = read_answers(tmp_path / "tiny")
+    assert samples == {"sums": 1, "long": 3} and len(found["sums"]) == 12 and len(found["long"]) == 30
+    assert "long: 10 of 12 problems are answered" in capsys.readouterr().out
+    path.write_text("{}\n")
+    with pytest.raises(DataError, match=r"long\.jsonl, line 1 is no record"):
+        read_answers(tmp_path / "tiny")
+
+
+def test_a_short_context_cuts_answers_and_says_so(model, tmp_path, capsys):
+    run_evaluation(options(model, tmp_path, limit=2, answers=Answers(max_new_tokens=10**6)))
+    said = capsys.readouterr().out
+    assert "sums: answers are cut at" in said and "not 1000000" in said
+
+
+def test_a_record_file_keeps_any_text(tmp_path):
+    from bridge_mcore.evaluation.records import Record
+
+    record = Record("s", "0", 0, "p\u2028\n", "g", "half \ud83d of a pair\0", None, "incorrect", "r", 3, True)
+    with RecordFile(tmp_path / "r.jsonl") as file:
+        file.append([record, record])
+    assert read_records(tmp_path / "r.jsonl") == [record, record]
