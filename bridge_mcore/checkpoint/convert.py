@@ -136,7 +136,7 @@ def to_hf(
     check: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Write the model as an HF checkpoint; `dtype` None keeps each tensor's."""
-    outputs = hf_outputs(model.source, model.names(), dtype, options.shard_bytes)
+    outputs = hf_outputs(model.source, model.names(), dtype, options.shard_bytes, options.workers)
 
     def finish(directory: Path, results: dict[str, Any]) -> None:
         write_index(directory, results, sum(_tensor_bytes(model, name, dtype) for name in model.names()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,29 @@ def shard_names(count: int) -> list[str]:
     return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
-def hf_outputs(source: TensorSource, names: Iterable[str], dtype: torch.dtype | None, limit: int) -> list[Output]:
-    """The safetensors files of an HF checkpoint; `dtype` None keeps each tensor's."""
+def hf_outputs(
+    source: TensorSource, names: Iterable[str], dtype: torch.dtype | None, limit: int, workers: int = 1
+) -> list[Output]:
+    """The safetensors files of an HF checkpoint; `dtype` None keeps each tensor's.
+
+    workers: threads of all files together. Where there are fewer files than that, several write one.
+    """
     shards = plan_shards(source, names, dtype, limit)
+    threads = max(1, workers // len(shards))
 
     def output(file: str, shard: dict[str, Any]) -> Output:
         def write(path: Path, tick: Tick) -> list[str]:
-            with SafetensorsWriter(path, shard) as writer:
-                for name, (kind, shape) in shard.items():
-                    copy_blocks(source, writer, name, kind, shape, tick)
+            with SafetensorsWriter(path, shard) as writer, ThreadPoolExecutor(threads) as pool:
+
+                def copy(name: str) -> None:
+                    copy_blocks(source, writer, name, *shard[name], tick)
+
+                try:
+                    for _ in pool.map(copy, shard):
+                        pass
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
             return list(shard)
 
         header, stored = header_of(shard)

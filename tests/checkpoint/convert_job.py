@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -30,21 +29,33 @@ def convert(source: Path, target: Path, say: object = print) -> None:
     to_megatron(open_hf(source), target, Parallel(tensor=2, pipeline=3), None, 1, options)
 
 
-def in_child(source: Path, target: Path, wait: float | None) -> float:
-    """Convert in a process of its own, killed after `wait` seconds unless it is None. How long it ran."""
-    start = time.monotonic()
+def in_child(source: Path, target: Path, moment: int | None) -> int:
+    """Convert in a process of its own, killed at its `moment`-th touch of a file (None: not). How many there were."""
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(1)
         os.open(os.devnull, os.O_WRONLY)
+        count = 0
+
+        def touched(event: str, _: object = None) -> None:
+            nonlocal count
+            if event in ("open", "os.rename", "os.truncate", "os.mkdir", "os.remove", "os.rmdir", "fsync"):
+                count += 1
+                if count == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        fsync = os.fsync
+        os.fsync = lambda fd: (touched("fsync"), fsync(fd))[1]  # type: ignore[assignment]
+        sys.addaudithook(touched)
         convert(source, target)
+        os.write(writer, str(count).encode())
         os._exit(0)
-    if wait is not None:
-        time.sleep(wait)
-        os.kill(child, signal.SIGKILL)
+    os.close(writer)
     _, status = os.waitpid(child, 0)
-    assert wait is not None or status == 0
-    return time.monotonic() - start
+    assert moment is not None or status == 0
+    with open(reader, "rb") as file:
+        return int(file.read() or 0)
 
 
 def kill(source: Path, new: Path, directory: Path, seed: int) -> None:
@@ -52,11 +63,12 @@ def kill(source: Path, new: Path, directory: Path, seed: int) -> None:
     draw = random.Random(seed)
     target = directory / "m"
     outcomes: Counter[str] = Counter()
-    whole = min(in_child(new, directory / "first", None) for _ in range(3))
+    convert(source, target, lambda _: None)
+    moments = in_child(new, target, None)
     models = {"old": open_hf(source), "new": open_hf(new)}
     for _ in range(10):
         convert(source, target, lambda _: None)
-        in_child(new, target, draw.random() * whole)
+        in_child(new, target, draw.randint(1, moments))
         if not target.exists():  # between two renames: the next command puts the old one back
             outcomes["aside"] += 1
             assert (directory / ".m.replaced").exists()
@@ -78,7 +90,7 @@ def kill(source: Path, new: Path, directory: Path, seed: int) -> None:
         if any("going on" in line for line in said):
             outcomes["continued"] += 1
             assert any((target / n).stat().st_mtime_ns == t for n, t in kept.items())
-        assert sorted(p.name for p in directory.iterdir()) == ["first", "m"], "nothing is left behind"
+        assert [p.name for p in directory.iterdir()] == ["m"], "nothing is left behind"
     print(dict(outcomes))
 
 

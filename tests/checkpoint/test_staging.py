@@ -39,7 +39,7 @@ def run_job(*arguments: str) -> str:
 
 
 def test_a_killed_conversion_leaves_the_old_or_the_new_and_goes_on(tmp_path, seed):
-    """SIGKILL at ten random moments: what stands there is whole, a second run finishes, some of them going on."""
+    """SIGKILL at ten random touches of a file: what stands there is whole, and a second run finishes, some going on."""
     for number in (0, 1):
         save_wide(tmp_path / f"hf{number}", seed + number, 320)
     (tmp_path / "work").mkdir()
