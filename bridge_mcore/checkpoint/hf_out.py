@@ -68,7 +68,8 @@ def hf_outputs(
             with SafetensorsWriter(path, shard) as writer, ThreadPoolExecutor(threads) as pool:
 
                 def copy(name: str) -> None:
-                    copy_blocks(source, writer, name, *shard[name], tick)
+                    kind, shape = shard[name]
+                    copy_blocks(source, writer, name, kind, shape, tick)
 
                 try:
                     for _ in pool.map(copy, shard):

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from bridge_mcore import __version__
-from bridge_mcore.cli import convert, evaluate, generate, keys, replay, report, selftest, train, verify
+from bridge_mcore.cli import convert, data, evaluate, generate, keys, replay, report, selftest, train, verify
 from bridge_mcore.errors import BridgeError
 from bridge_mcore.platform.quiet import quieten
 from bridge_mcore.platform.ranks import joined
@@ -42,6 +42,7 @@ app.command("report")(report.report)
 app.command("selftest")(selftest.selftest)
 app.command("verify")(verify.verify)
 app.add_typer(convert.app, name="convert")
+app.add_typer(data.app, name="data")
 app.command("keys")(keys.keys)
 
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
-from bridge_mcore.config.keys import members
 from bridge_mcore.config.model_files import has_chat_template
 from bridge_mcore.config.nearest import nearest
-from bridge_mcore.config.schema import Config, DataSource
+from bridge_mcore.config.schema import GYM, TASKS, Config, DataSource
 
 RL_METHODS = ("bridge", "rl_zero", "cold_start")
 SFT_METHODS = ("bridge", "sft", "cold_start")
-#: Generated tasks, as data.rl.task allows them.
-TASKS: tuple[str, ...] = get_args(members(DataSource.model_fields["task"].annotation)[0])
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
@@ -37,8 +33,10 @@ def _used_sources(config: Config) -> dict[str, DataSource]:
     used = {}
     if data.rl is not None and (uses_rl(config) or (uses_sft(config) and data.sft is None)):
         used["data.rl"] = data.rl
+        used |= {f"data.rl_more.{i}": source for i, source in enumerate(data.rl_more)}
     if data.sft is not None and uses_sft(config):
         used["data.sft"] = data.sft
+        used |= {f"data.sft_more.{i}": source for i, source in enumerate(data.sft_more)}
     if evaluates(config):
         used |= {f"data.evaluation.{i}": source for i, source in enumerate(data.evaluation)}
     return used
@@ -47,6 +45,9 @@ def _used_sources(config: Config) -> dict[str, DataSource]:
 def data_problems(config: Config) -> Iterator[str]:
     """Sources that the method needs and lacks, and what is wrong with those that it reads."""
     data, name = config.data, config.method.name
+    for key in ("rl", "sft"):
+        if getattr(data, f"{key}_more") and getattr(data, key) is None:
+            yield f"data.{key}_more is set, but data.{key} is not: the first source belongs there"
     if uses_rl(config) and data.rl is None:
         yield f"method.name = {name} needs prompts with verifiable answers: set data.rl (path, dataset or task)"
     if uses_sft(config) and data.sft is None:
@@ -100,7 +101,7 @@ def file_problems(path: Path, key: str) -> Iterator[str]:
 
 def file_or_task(value: str, key: str) -> tuple[Path | None, str | None, list[str]]:
     """(file, None) or (None, generated task) that a command-line option means, and what is wrong with it."""
-    if value in TASKS:
+    if value in TASKS or value.startswith(GYM):
         return None, value, []
     path = Path(value).expanduser()
     if path.exists() or path.suffix in DATA_SUFFIXES:

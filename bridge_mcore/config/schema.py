@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from bridge_mcore.config.engines import Debug, Rollout, Servers, Sync
 from bridge_mcore.config.nearest import nearest
+from bridge_mcore.config.rewards import Reward, RewardName
 from bridge_mcore.config.types import (
     Allowed,
     Betas,
@@ -190,6 +191,18 @@ class Training(Section):
     max_length: PositiveInt | None = Field(None, description="longest sequence, tokens (default: the model's context)")
 
 
+def _known_task(name: str) -> str:
+    if name not in TASKS and not (name.startswith(GYM) and name != GYM):
+        raise ValueError(f"unknown task{nearest(name, TASKS)}; there is {', '.join(TASKS)} and gym:NAME")
+    return name
+
+
+#: Generated tasks; `gym:NAME` is one of the package reasoning-gym.
+TASKS = ("running_sums", "knights")
+GYM = "gym:"
+TaskName = Annotated[str, AfterValidator(_known_task), Allowed(" | ".join((*TASKS, "gym:NAME")))]
+
+
 class DataSource(Section):
     """One set of problems. Exactly one of path, dataset, task says where they come from."""
 
@@ -198,47 +211,52 @@ class DataSource(Section):
     dataset_config: str | None = Field(None, description="configuration (subset) of the dataset")
     dataset_revision: str | None = Field(None, description="branch, tag or commit of the dataset")
     split: str = Field("train", description="split of the dataset; of a generated task: train or test")
-    task: Literal["running_sums"] | None = Field(None, description="a generated task")
+    task: TaskName | None = Field(None, description="a generated task; gym:NAME is one of reasoning-gym's")
     difficulty: SizeRange = Field((4, 8), description="of a generated task: smallest and largest size")
     size: PositiveInt = Field(1024, description="of a generated task: number of different problems")
     seed: int = Field(0, description="of a generated task; whatever the seeds, no test problem is in a train split")
-    format: Literal["auto", "gsm8k", "math", "fields"] = Field("auto", description="how rows are read")
+    format: Literal["auto", "gsm8k", "math", "fields", "code", "choice"] = Field(
+        "auto", description="how rows are read; code: LiveCodeBench, HumanEval or MBPP columns; choice: GPQA or MMLU"
+    )
     prompt_field: str | None = Field(None, description="key of a row that holds the problem")
     answer_field: str | None = Field(None, description="key of a row that holds the right answer")
     trace_field: str | None = Field(None, description="key of a row that holds the expert trace")
     limit: PositiveInt | None = Field(None, description="use only the first rows")
+    reward: RewardName | None = Field(
+        None, description="which reward judges its answers (default: each row's column `reward`, else reward.verifier)"
+    )
     bad_rows: Literal["error", "skip"] = Field(
         "error", description="rows without a usable prompt or answer, and repeated rows, stop the run or are left out"
     )
     name: str | None = Field(None, description="what metrics call it")
 
 
+class EvaluationSource(DataSource):
+    """Held-out problems, and how often and how they are answered while a run trains."""
+
+    every: PositiveInt | None = Field(
+        None, description="steps between evaluations of this set (default: evaluation.every, and it counts in accuracy)"
+    )
+    answers: PositiveInt = Field(1, description="answers to each problem, whose mean counts; several need temperature")
+    temperature: NonNegativeFloat = Field(0.0, description="0 is greedy")
+    max_new_tokens: PositiveInt | None = Field(None, description="default: evaluation.max_new_tokens")
+
+
 class Data(Section):
     rl: DataSource | None = Field(None, description="prompts with verifiable answers")
-    sft: DataSource | None = Field(None, description="prompts with expert traces (default: the rl source's traces)")
-    evaluation: list[DataSource] = Field([], description="held-out problems")
+    rl_more: list[DataSource] = Field([], description="more of them, mixed with data.rl's; each has its own reward")
+    sft: DataSource | None = Field(None, description="prompts with expert traces (default: the rl sources' traces)")
+    sft_more: list[DataSource] = Field([], description="more of them, mixed with data.sft's")
+    evaluation: list[EvaluationSource] = Field([], description="held-out problems")
     template: Template = Field("chat", description="how a problem becomes a prompt")
     system_prompt: str | None = Field(None, description="text that the template puts first")
-    overlong: Literal["error", "drop"] = Field(
-        "error", description="prompts and traces over the limit stop the run, or are dropped and counted"
-    )
-
-
-class Reward(Section):
-    verifier: Literal["math"] = Field("math", description="math: last \\boxed{} against the right answer")
-    correct: float = Field(1.0, description="reward of a correct response")
-    incorrect: float = Field(0.0, description="Eq. (3) has -1, the experiments 0")
-    workers: PositiveInt = Field(2, description="verifier processes")
-    cpu_seconds: PositiveFloat = Field(5.0, description="CPU time limit of one comparison")
-    wall_seconds: PositiveFloat = Field(60.0, description="wall-clock backstop of one comparison")
-    memory_gib: PositiveFloat = Field(2.0, description="address space limit of one verifier process")
-    on_failure: Literal["incorrect", "drop"] = Field(
-        "incorrect", description="reward of a time-out or crash; both are counted and logged"
+    overlong: Literal["error", "drop", "cut"] = Field(
+        "error", description="over the limit: stop the run, drop and count, or cut traces (and drop prompts) and count"
     )
 
 
 class Evaluation(Section):
-    every: int = Field(0, ge=0, description="steps between evaluations; 0: only before and after")
+    every: int = Field(0, ge=0, description="steps between evaluations of sets without `every`; 0: before and after")
     before: bool = Field(True, description="evaluate before the first step")
     after: bool = Field(True, description="evaluate after the last step")
     max_new_tokens: PositiveInt | None = Field(None, description="default: as in rollouts")

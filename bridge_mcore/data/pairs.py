@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from bridge_mcore.config.schema import Data
@@ -28,49 +29,78 @@ class EncodedPrompt:
 
 
 def encode_prompts(
-    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, data: Data, limit_tokens: int
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    data: Data,
+    limit_tokens: int,
+    counts: Counter[str] | None = None,
 ) -> list[EncodedPrompt]:
     """Tokenize prompts in order; `limit_tokens` is the longest prompt that leaves room for a response.
 
-    A longer one is a DataError, or left out and logged with `data.overlong: drop`; all left out is a DataError too.
+    A longer one is a DataError. With `data.overlong` drop or cut it is left out and logged (half a question is another
+    question, so a prompt is never cut); all left out is a DataError too. `counts` gets how many were "kept" and
+    "dropped".
     """
     template = PromptTemplate(tokenizer, data.template, data.system_prompt)
     encoded = (EncodedPrompt(problem, template.prompt(problem)) for problem in problems)
     mend = "raise training.max_length (the model's context permitting) or lower rollout.max_new_tokens"
-    return _within(encoded, "prompt", limit_tokens, data.overlong, mend)
+    return _within(encoded, "prompt", limit_tokens, data.overlong, mend, counts)
 
 
 def encode_traces(
-    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, data: Data, limit_tokens: int
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    data: Data,
+    limit_tokens: int,
+    counts: Counter[str] | None = None,
 ) -> list[EncodedTrace]:
     """Tokenize prompts with their expert traces in order; `limit_tokens` is the longest whole sequence.
 
-    Raises DataError for a problem without a trace; too long ones are treated as in :func:`encode_prompts`.
+    Too long ones are treated as in :func:`encode_prompts`, but for `data.overlong: cut`: a trace is cut at the limit,
+    and its last token is one of the trace, not the end of the turn (which would teach to stop in mid-thought). Where
+    the prompt alone fills the limit, nothing is left to learn and the problem is dropped. `counts` gets how many were
+    "kept" whole, "cut" and "dropped". Raises DataError for a problem without a trace.
     """
     template = PromptTemplate(tokenizer, data.template, data.system_prompt)
     encoded = (template.trace(problem) for problem in problems)
     mend = "raise training.max_length (the model's context permitting)"
-    return _within(encoded, "prompt and trace", limit_tokens, data.overlong, mend)
+    return _within(encoded, "prompt and trace", limit_tokens, data.overlong, mend, counts)
 
 
-def _within(encoded, what: str, limit: int, overlong: Literal["error", "drop"], mend: str) -> list[_Encoded]:
+def _within(
+    encoded: Iterable[_Encoded],
+    what: str,
+    limit: int,
+    overlong: Literal["error", "drop", "cut"],
+    mend: str,
+    counts: Counter[str] | None,
+) -> list[_Encoded]:
     kept: list[_Encoded] = []
     dropped: list[str] = []
+    cut: list[str] = []
     for item in encoded:
         if len(item.tokens) <= limit:
             kept.append(item)
             continue
         text = f"{item.problem}: {what} of {len(item.tokens)} tokens, the limit is {limit}"
         if overlong == "error":
-            raise DataError(f"{text}; {mend}, or set data.overlong: drop")
-        dropped.append(text)
+            choice = "data.overlong: drop" + (" or cut" if isinstance(item, EncodedTrace) else "")
+            raise DataError(f"{text}; {mend}, or set {choice}")
+        if overlong == "cut" and isinstance(item, EncodedTrace) and item.prompt_length < limit:
+            kept.append(replace(item, tokens=item.tokens[:limit]))
+            cut.append(text)
+        else:
+            dropped.append(text)
+    if counts is not None:
+        counts.update(kept=len(kept) - len(cut), cut=len(cut), dropped=len(dropped))
     if dropped and not kept:
         raise DataError(f"every one of {len(dropped)} problems is over the limit ({dropped[0]}); {mend}")
     if not kept:
         raise DataError("there are no problems to encode; the data source is empty")
-    if dropped:
-        _log.warning("dropped %d of %d problems over the limit; the first: %s", len(dropped),
-                     len(dropped) + len(kept), dropped[0])  # fmt: skip
+    for done, texts in (("dropped", dropped), ("cut", cut)):
+        if texts:
+            total = len(dropped) + len(kept)
+            _log.warning("%s %d of %d problems over the limit; the first: %s", done, len(texts), total, texts[0])
     return kept
 
 

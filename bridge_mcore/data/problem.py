@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+#: What judges answers where nothing names a reward.
+DEFAULT_REWARD = "math"
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -18,6 +21,7 @@ class Problem:
         trace: the expert's worked solution as text, without template or end token; None where there is none.
         source: name of the problem set (see :func:`bridge_mcore.data.problems.source_name`).
         reward: which reward judges its answers, as `data.*.reward` spells it.
+        finished: False where the trace was cut short (`data prepare`, limit.policy: cut): no end token follows it.
     """
 
     id: str
@@ -25,7 +29,8 @@ class Problem:
     answer: str
     trace: str | None
     source: str
-    reward: str = "math"
+    reward: str = DEFAULT_REWARD
+    finished: bool = True
 
     def __str__(self) -> str:
         """How error messages name a problem: id, set, and the first words of its question."""

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
-from bridge_mcore.config.schema import DataSource
-from bridge_mcore.data.problem import Problem, problem_id
-from bridge_mcore.data.rows import BadRow, RowFormat, detect_format
+from bridge_mcore.config.rewards import reward_problem
+from bridge_mcore.config.schema import GYM, DataSource
+from bridge_mcore.data.choice_formats import read_choice_row
+from bridge_mcore.data.code_formats import detect_code_format, read_code_row
+from bridge_mcore.data.knights import generate_knights
+from bridge_mcore.data.problem import DEFAULT_REWARD, Problem, problem_id
+from bridge_mcore.data.rows import BadRow, RowFormat, detect_format, is_finished, reward_of
 from bridge_mcore.data.sources import read_dataset, read_file
 from bridge_mcore.data.tasks import generate_problems
 from bridge_mcore.errors import ConfigError, DataError
@@ -31,8 +38,11 @@ def source_name(source: DataSource) -> str:
     return f"{source.task}-{split}"
 
 
-def load_problems(source: DataSource) -> list[Problem]:
+def load_problems(source: DataSource, default_reward: str = DEFAULT_REWARD) -> list[Problem]:
     """All problems of a source, in the order of its rows.
+
+    Args:
+        default_reward: what judges problems where neither the source, nor the row, nor its format says.
 
     Raises:
         DataError: the file or dataset is missing, unreadable or empty, or a row is no usable problem (and
@@ -48,21 +58,65 @@ def load_problems(source: DataSource) -> list[Problem]:
         )
     name = source_name(source)
     if source.task is not None:
-        return generate_problems(source, name)
-    return _load_rows(source, name)
+        found = _generated(source, name)
+        return found if source.reward is None else [replace(p, reward=source.reward) for p in found]
+    return _load_rows(source, name, default_reward)
 
 
-def _load_rows(source: DataSource, name: str) -> list[Problem]:
+def _generated(source: DataSource, name: str) -> list[Problem]:
+    task, size = str(source.task), min(source.size, source.limit or source.size)
+    if task == "knights":
+        return generate_knights(source.seed, source.split, source.difficulty, size, name)
+    if task.startswith(GYM):
+        from bridge_mcore.data.gym import generate_gym  # an optional package
+
+        return generate_gym(task.removeprefix(GYM), source.seed, source.split, size, source=name)
+    return generate_problems(source, name)
+
+
+#: Formats whose rows hold what another reward than math reads: (how a row is read, that reward).
+_READERS: dict[str, tuple[Callable[[Mapping[str, Any]], tuple[str, str]], str]] = {
+    "code": (read_code_row, "code"),
+    "choice": (read_choice_row, "choice"),
+}
+
+
+def _own_format(source: DataSource, row: Mapping[str, Any]) -> str | None:
+    """The format with a reader of its own that a source has, or that `auto` sees in its first row."""
+    if source.format in _READERS:
+        return source.format
+    if source.format != "auto" or source.prompt_field or source.answer_field:
+        return None
+    if detect_code_format(row) is not None:
+        return "code"
+    return "choice" if "Correct Answer" in row else None
+
+
+def _load_rows(source: DataSource, name: str, default_reward: str) -> list[Problem]:
     rows = read_dataset(source) if source.path is None else read_file(source.path, source.limit)
     row_format: RowFormat | None = None
+    own: str | None = None
+    seen = False
     problems: list[Problem] = []
     first_seen: dict[tuple[str, str | None], str] = {}
     skipped: list[str] = []
     for place, row in rows:
-        row_format = row_format or detect_format(row, source, place)
+        if not seen:
+            seen, own = True, _own_format(source, row)
+        if own is None:
+            row_format = row_format or detect_format(row, source, place)
         try:
-            prompt, answer, trace = row_format.read(row)
-            problem = Problem(_checked_id(prompt, answer, trace), prompt, answer, trace, name)
+            trace: str | None = None
+            if row_format is None:
+                prompt, answer = _read_own(str(own), row)
+            else:
+                prompt, answer, trace = row_format.read(row)
+            number = checked_id(prompt, answer, trace)
+            # The one place where a problem's reward is decided.
+            reward = source.reward or reward_of(row) or (_READERS[own][1] if own else default_reward)
+            if problem_with := reward_problem(reward):
+                raise BadRow(problem_with)
+            problem = Problem(number, prompt, answer, trace, name, reward, is_finished(row))
             if (twin := first_seen.setdefault((problem.id, trace), place)) != place:
                 raise BadRow(f"it repeats {twin} (id {problem.id})")
         except BadRow as error:
@@ -72,7 +126,7 @@ def _load_rows(source: DataSource, name: str) -> list[Problem]:
             continue
         problems.append(problem)
     where = str(source.path if source.path is not None else source.dataset)
-    if row_format is None:
+    if not seen:
         raise DataError(f"{where} holds no rows; at least one problem is needed")
     if not problems:
         raise DataError(f"{where}: every one of its {len(skipped)} rows was skipped; the first: {skipped[0]}")
@@ -82,7 +136,15 @@ def _load_rows(source: DataSource, name: str) -> list[Problem]:
     return problems
 
 
-def _checked_id(prompt: str, answer: str, trace: str | None) -> str:
+def _read_own(name: str, row: Mapping[str, Any]) -> tuple[str, str]:
+    try:
+        return _READERS[name][0](row)
+    except DataError as error:
+        raise BadRow(str(error)) from None
+
+
+def checked_id(prompt: str, answer: str, trace: str | None) -> str:
+    """The problem's id. Raises BadRow for text that is not valid Unicode."""
     try:
         (trace or "").encode()
         return problem_id(prompt, answer)

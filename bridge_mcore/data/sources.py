@@ -32,6 +32,29 @@ def read_file(path: Path, limit: int | None = None) -> Iterator[Placed]:
     return islice(_guarded(read, path), limit)
 
 
+def files_of(path: Path) -> list[Path]:
+    """The data files that a path means: the file itself, or those anywhere in a directory, in the order of their names.
+
+    Raises DataError where there is none.
+    """
+    path = path.expanduser()
+    if not path.is_dir():
+        return [path]
+    found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file() and not _hidden(p, path))
+    if not found:
+        raise DataError(f"{path} holds no {', '.join(SUFFIXES)} files; give a directory with data, or a file")
+    return found
+
+
+def _hidden(path: Path, above: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(above).parts)
+
+
+def read_path(path: Path, limit: int | None = None) -> Iterator[Placed]:
+    """As :func:`read_file`, and all files of a directory one after another."""
+    return islice((placed for file in files_of(path) for placed in read_file(file)), limit)
+
+
 def _guarded(read: Any, path: Path) -> Iterator[Placed]:
     try:
         yield from read(path)
@@ -76,20 +99,25 @@ def _read_parquet(path: Path) -> Iterator[Placed]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        # One row group at a time, and few rows of it (a row with three R1 traces has some 50 kB): left to itself,
+        # Arrow reads ahead until the whole file is in memory.
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
             number = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(batch_size=256, row_groups=[group], use_threads=False):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield f"{path}, row {number}", row
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is no readable Parquet file (truncated?): {_one_line(error)}") from None
     except OSError as error:  # Arrow reports a damaged page as OSError without errno
         raise DataError(f"{path} cannot be read: {error.strerror or _one_line(error)}") from None
 
 
-def read_dataset(source: DataSource) -> Iterator[Placed]:
+def read_dataset(source: DataSource, streaming: bool = False) -> Iterator[Placed]:
     """Yield (place, row) of a Hugging Face dataset, at a fixed revision if the source names one.
+
+    With `streaming`, rows come over the network as they are read, and nothing is stored.
 
     Raises DataError when `datasets` is missing or the hub does not deliver; it says how to use a file instead.
     """
@@ -103,14 +131,34 @@ def read_dataset(source: DataSource) -> Iterator[Placed]:
     except ImportError as error:
         raise DataError(f"{name} needs the package `datasets` ({error}): pip install datasets. {mend}") from None
     try:
+        stream = {"streaming": True} if streaming else {}
         rows = datasets.load_dataset(
-            source.dataset, source.dataset_config, split=source.split, revision=source.dataset_revision
+            source.dataset, source.dataset_config, split=source.split, revision=source.dataset_revision, **stream
         )
+        for number, row in enumerate(islice(rows, source.limit), start=1):
+            yield f"{name}, split {source.split}, row {number}", dict(row)
     except Exception as error:  # the hub's clients raise dozens of types, none of them ours to tell apart
         cause = f"{type(error).__name__}: {_one_line(error)}"
         raise DataError(f"{name}, split {source.split} cannot be loaded. {cause} {mend}") from None
-    for number, row in enumerate(islice(rows, source.limit), start=1):
-        yield f"{name}, split {source.split}, row {number}", dict(row)
+
+
+def dataset_commit(source: DataSource) -> str:
+    """The commit that a hub dataset's revision (its newest, where none is given) stands for now.
+
+    A whole commit hash is taken as it is, without asking. Raises DataError if the hub does not answer.
+    """
+    revision = source.dataset_revision
+    if revision is not None and len(revision) == 40 and set(revision) <= set("0123456789abcdef"):
+        return revision
+    try:
+        from huggingface_hub import HfApi
+
+        return str(HfApi().dataset_info(str(source.dataset), revision=revision).sha)
+    except Exception as error:  # as above
+        raise DataError(
+            f"dataset {source.dataset}: the hub does not say which commit {revision or 'its newest'} is. "
+            f"{type(error).__name__}: {_one_line(error)} Without the hub: put its files on this machine and give `path`"
+        ) from None
 
 
 def _parse(line: str, place: str) -> Any:

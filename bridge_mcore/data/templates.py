@@ -29,7 +29,10 @@ _PROBE = "bridge mcore probe"
 
 @dataclass(frozen=True, slots=True)
 class EncodedTrace:
-    """An expert sequence: `tokens[:prompt_length]` is the prompt, the rest the trace and the end-of-turn token."""
+    """An expert sequence: `tokens[:prompt_length]` is the prompt, the rest the trace and the end-of-turn token.
+
+    A trace that was cut has no end-of-turn token: it would teach to stop in the middle of a thought.
+    """
 
     tokens: list[int]
     prompt_length: int
@@ -66,13 +69,13 @@ class PromptTemplate:
     def prompt(self, problem: Problem) -> list[int]:
         """Token ids that the policy continues; with BOS only where the tokenizer puts one by default."""
         if self.name == "chat":
-            return self._chat_ids(problem.prompt + INSTRUCTION)
+            return self._chat_ids(problem.prompt + instruction(problem))
         text = problem.prompt
         if self.name == "abel":
             text = _ABEL.format(question=text)
         elif self.name == "qwen-boxed":
             system = QWEN_SYSTEM if self.system_prompt is None else self.system_prompt
-            text = _CHATML.format(system=system, user=text + INSTRUCTION)
+            text = _CHATML.format(system=system, user=text + instruction(problem))
         return [*self._bos, *self._text_ids(text)]
 
     def trace(self, problem: Problem) -> EncodedTrace:
@@ -87,7 +90,8 @@ class PromptTemplate:
             )
         prompt = self.prompt(problem)
         response = self._text_ids(problem.trace)
-        if not response or response[-1] != self.end_token:  # some traces carry their end mark as text
+        # Some traces carry their end mark as text; one that was cut has not come to its end.
+        if problem.finished and (not response or response[-1] != self.end_token):
             response.append(self.end_token)
         return EncodedTrace(prompt + response, len(prompt), problem)
 
@@ -105,6 +109,14 @@ class PromptTemplate:
         if self.tokenizer.eos_token_id is None:
             raise ConfigError(f"{self._tokenizer_name} has no end-of-sequence token; set eos_token in its config")
         return self.tokenizer.eos_token_id
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """Texts at which an answer is over though no end token came: a base model goes on with the next question.
+
+        Only the plain-text form abel has one; ChatML and chat templates end their turns with a token.
+        """
+        return ("\nQuestion:",) if self.name == "abel" else ()
 
     @property
     def stop_tokens(self) -> list[int]:
@@ -143,6 +155,11 @@ class PromptTemplate:
     @property
     def _tokenizer_name(self) -> str:
         return f"the tokenizer {self.tokenizer.name_or_path}".rstrip()
+
+
+def instruction(problem: Problem) -> str:
+    """What chat and qwen-boxed add to a question: where the answer goes. Tasks of other rewards say it themselves."""
+    return INSTRUCTION if problem.reward == "math" or problem.reward.startswith("plugin:") else ""
 
 
 def render_prompt(

@@ -53,6 +53,8 @@ def _evaluate(subject: Subject, options: EvaluationOptions, verifiers: Verifiers
     dtype = getattr(torch, serving.dtype) if serving.dtype else None
     with hf_directory(subject, options.adapter, dtype, directory / "model") as model:
         works, template = prepare(options, model)
+        for work in works:
+            verifiers.prepare(work.benchmark, {problem.reward for problem in work.problems})
         settings: dict[str, Any] = {
             "model": str(subject.path.absolute()), "fingerprint": model_fingerprint(model),
             "template": options.template, "system_prompt": options.system_prompt,

@@ -2,88 +2,101 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
 
 from bridge_mcore.data.pairs import EncodedPrompt
+from bridge_mcore.evaluation.metrics import mean_pass_at_k
+from bridge_mcore.evaluation.records import Record, answer_of, shown_gold
 from bridge_mcore.platform.distributed import Layout
 from bridge_mcore.rewards.judge import Judge, is_replica_first
 from bridge_mcore.rollout.engine import Engine, Request, SamplingParams
 
 
 @dataclass(frozen=True)
-class Record:
-    """One answered problem."""
+class HeldOut:
+    """One evaluation set of a run.
 
-    set: str
-    id: str
-    prompt: str
-    gold: str
-    response: str
-    verdict: str
-    reason: str
-    tokens: int
-    finished: bool
+    Attributes:
+        answers: to each problem.
+        every: steps between its evaluations; None: those of evaluation.every, and it counts in `accuracy`.
+    """
+
+    prompts: Sequence[EncodedPrompt]
+    params: SamplingParams
+    answers: int = 1
+    every: int | None = None
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """`accuracy` is the mean over sets (the paper's Average); each set's is the share of correct answers."""
+    """Of the sets that were evaluated.
+
+    Attributes:
+        accuracy: mean over the sets that count (the paper's Average), or over all if none of those was evaluated.
+        sets: share of right answers to each.
+        pass_at: pass@answers of the sets with several answers to a problem.
+        counted: problems of the sets that `accuracy` is the mean of.
+    """
 
     accuracy: float
     sets: dict[str, float]
+    pass_at: dict[str, float]
+    counted: int
     records: list[Record]
 
     def summary(self) -> dict[str, Any]:
         """What metrics keep of it."""
-        return {"accuracy": self.accuracy, "sets": self.sets, "problems": len({(r.set, r.id) for r in self.records})}
+        found: dict[str, Any] = {"accuracy": self.accuracy, "sets": self.sets, "problems": self.counted}
+        return found | ({"pass_at_k": self.pass_at} if self.pass_at else {})
 
 
 def evaluate(
-    sets: Mapping[str, Sequence[EncodedPrompt]],
-    engine: Engine,
-    judge: Judge,
-    layout: Layout,
-    params: SamplingParams,
-    samples: int = 1,
-    first_key: int = 0,
+    sets: Mapping[str, HeldOut], engine: Engine, judge: Judge, layout: Layout, first_key: int = 0
 ) -> EvaluationResult:
-    """Answer every problem of every set `samples` times and verify. Collective; the same result on every rank.
+    """Answer every problem of every set and verify. Collective; the same result on every rank.
 
-    first_key: number of the first answer, so that blocks of one evaluation draw different random numbers.
+    All sets that are sampled alike are asked together, so that servers are kept busy.
+
+    first_key: number of the first answer, so that no other draw of the run coincides.
     """
-    work = [(name, p, j) for name, prompts in sets.items() for p in prompts for j in range(samples)]
+    work = [(name, p, j) for name, held in sets.items() for p in held.prompts for j in range(held.answers)]
     mine = list(range(layout.share, len(work), layout.shares))
-    rollouts = engine.generate([Request(first_key + i, tuple(work[i][1].tokens)) for i in mine], params)
-    verdicts = judge.verify([work[i][1].problem.answer for i in mine], rollouts)
     records: dict[int, Record] = {}
-    for i, rollout, verdict in zip(mine, rollouts, verdicts, strict=True):
-        name, prompt, _ = work[i]
-        problem = prompt.problem
-        records[i] = Record(
-            name, problem.id, problem.prompt, problem.answer, judge.decode(rollout.tokens), verdict.verdict,
-            verdict.reason, len(rollout.tokens), rollout.finished,
-        )  # fmt: skip
+    for params in dict.fromkeys(held.params for held in sets.values()):
+        asked = [i for i in mine if sets[work[i][0]].params == params]
+        rollouts = engine.generate([Request(first_key + i, tuple(work[i][1].tokens)) for i in asked], params)
+        problems = [work[i][1].problem for i in asked]
+        verdicts = judge.verify(problems, rollouts, [work[i][2] for i in asked])
+        for i, problem, rollout, verdict in zip(asked, problems, rollouts, verdicts, strict=True):
+            response = judge.decode(rollout.tokens)
+            records[i] = Record(
+                set=work[i][0], id=problem.id, sample=work[i][2], prompt=problem.prompt,
+                gold=shown_gold(problem.answer), response=response, answer=answer_of(problem, response),
+                verdict=verdict.verdict, reason=verdict.reason, tokens=len(rollout.tokens), finished=rollout.finished,
+            )  # fmt: skip
     if dist.get_world_size() > 1:
         parts: list[dict[int, Record]] = [{}] * dist.get_world_size()
         dist.all_gather_object(parts, records if is_replica_first() else {})
         records = {i: r for part in parts for i, r in part.items()}
-    ordered = [records[i] for i in range(len(work))]
-    accuracy = {}
-    for name in sets:
-        judged = [r for r in ordered if r.set == name]
-        accuracy[name] = sum(r.verdict == "correct" for r in judged) / len(judged)
-    return EvaluationResult(sum(accuracy.values()) / len(accuracy), accuracy, ordered)
+    return _result(sets, [records[i] for i in range(len(work))])
 
 
-def write_records(path: Path, records: Sequence[Record]) -> None:
-    """One JSON line per answered problem."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as out:
-        for record in records:
-            out.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+def _result(sets: Mapping[str, HeldOut], records: list[Record]) -> EvaluationResult:
+    """records: set by set, problem by problem, answer by answer."""
+    accuracy: dict[str, float] = {}
+    pass_at: dict[str, float] = {}
+    first = 0
+    for name, held in sets.items():
+        judged = records[first : first + len(held.prompts) * held.answers]
+        first += len(judged)
+        correct = [sum(r.correct for r in judged[i : i + held.answers]) for i in range(0, len(judged), held.answers)]
+        accuracy[name] = mean_pass_at_k(correct, held.answers, 1)
+        if held.answers > 1:
+            pass_at[name] = mean_pass_at_k(correct, held.answers, held.answers)
+    counts = [name for name, held in sets.items() if held.every is None] or list(sets)
+    mean = sum(accuracy[name] for name in counts) / len(counts)
+    return EvaluationResult(mean, accuracy, pass_at, sum(len(sets[name].prompts) for name in counts), records)

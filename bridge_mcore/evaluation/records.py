@@ -9,7 +9,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO
 
+from bridge_mcore.data.problem import Problem
 from bridge_mcore.errors import DataError
+from bridge_mcore.rewards.boxed import last_boxed
+from bridge_mcore.rewards.exact import clean
+from bridge_mcore.rewards.extract import final_answer
 
 #: Characters of a gold answer that are kept: the tests of a programming problem may have megabytes.
 _MAX_GOLD = 2000
@@ -50,6 +54,15 @@ class Record:
 def shown_gold(gold: str) -> str:
     """A gold answer as a record keeps it."""
     return gold if len(gold) <= _MAX_GOLD else f"{gold[:_MAX_GOLD]}… ({len(gold)} characters)"
+
+
+def answer_of(problem: Problem, response: str) -> str | None:
+    """What a response votes for: what its last box (or `<answer>`) holds; None without one, and for programs."""
+    kind = problem.reward.split(":")[0]
+    if kind in ("code", "plugin"):
+        return None
+    found = last_boxed(response) if kind == "math" else final_answer(response)
+    return (clean(found) or None) if found is not None else None
 
 
 _FIELDS = {field.name for field in fields(Record)}

@@ -18,12 +18,10 @@ from bridge_mcore.data.templates import PromptTemplate
 from bridge_mcore.errors import ConfigError, DataError
 from bridge_mcore.evaluation.answerer import Answerer, open_answerer
 from bridge_mcore.evaluation.options import EvaluationOptions
-from bridge_mcore.evaluation.records import Record, RecordFile, shown_gold
+from bridge_mcore.evaluation.records import Record, RecordFile, answer_of, shown_gold
 from bridge_mcore.evaluation.suites import Benchmark, how_answered, place
 from bridge_mcore.model.families import find_family
 from bridge_mcore.monitoring.progress import say, track
-from bridge_mcore.rewards.boxed import last_boxed
-from bridge_mcore.rewards.exact import clean
 from bridge_mcore.rewards.protocol import Attempt
 from bridge_mcore.rewards.verdict import Verdict
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
@@ -150,14 +148,6 @@ def check_settings(directory: Path, found: dict[str, Any], restart: bool) -> Non
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(found, indent=1) + "\n")
     temporary.replace(path)
-
-
-def answer_of(problem: Problem, response: str) -> str | None:
-    """What a response votes for: the content of its last box, cleaned; None without one, and for programs."""
-    if problem.reward.split(":")[0] in ("code", "plugin"):
-        return None
-    box = last_boxed(response)
-    return clean(box) or None if box is not None else None
 
 
 def answer_all(

@@ -14,34 +14,43 @@ import sympy
 from math_verify import parse, verify
 from math_verify.parser import LatexExtractionConfig
 
+from bridge_mcore.rewards.same import decide
+
 logging.disable(logging.CRITICAL)  # "timeout is disabled"; stderr is closed anyway
 
 # The box before phrases such as "final answer is", since the text is nothing but one box. No ExprExtractionConfig:
 # where LaTeX fails it takes the last number it sees, so that `1, 2, 5?` would be a right answer for 5.
 _READ = (LatexExtractionConfig(boxed_match_priority=0),)
+#: Term multiplications of the exact arithmetic: more than in the trainer's process, since this one can be killed.
+_WORK = 2_000_000
 
 
-def equivalent(job: list[str]) -> dict[str, Any]:
-    """``{"equal": bool, "note": str}`` for ``[gold, answer]``, both cleaned by :mod:`bridge_mcore.rewards.exact`."""
-    gold, answer = (_parse(text) for text in job)
-    if not _expressions(answer) and not _expressions(gold):
-        note = "neither answer can be read as mathematics; compared as text"
-    elif not _expressions(answer):
-        note = "the answer cannot be read as mathematics"
-    elif not _expressions(gold):
-        note = "the gold answer cannot be read as mathematics; compared as text"
-    else:
-        note = "different"
-    if not _verify(gold, answer) and not _verify_with_imaginary_unit(gold, answer):
-        return {"equal": False, "note": note}
-    if _is_approximation(gold, answer):
-        return {"equal": False, "note": "a decimal approximation of an exact answer"}
-    return {"equal": True, "note": "equivalent"}
+def equivalent(job: list[Any]) -> dict[str, Any]:
+    """``{"equal": bool, "note": str}`` for ``[gold, answer, tolerance]``; a missing tolerance is 0.
+
+    The texts are :func:`~bridge_mcore.rewards.exact.clean`. For ``[[[gold, answer], ...], tolerance]``, the share of a
+    large batch, ``{"decisions": [[True | False | None, note], ...]}``, decided without Math-Verify.
+    """
+    if isinstance(job[0], list):
+        return {"decisions": [decide(gold, answer, tolerance=job[1]) for gold, answer in job[0]]}
+    gold, answer, *rest = job
+    decision, note = decide(gold, answer, oracle=math_verify, tolerance=rest[0] if rest else 0.0, work=_WORK)
+    return {"equal": decision is True, "note": note}
+
+
+def math_verify(gold: str, answer: str) -> bool:
+    """Whether two formulas are equal according to Math-Verify, less what it rounds."""
+    one, other = _parse(gold), _parse(answer)
+    if not _expressions(one) or not _expressions(other):
+        return False
+    if not _verify(one, other) and not _verify_with_imaginary_unit(one, other):
+        return False
+    return not _is_approximation(one, other) and not _differ_relatively(one, other)
 
 
 def warm_up() -> None:
     """Compile the grammar's tables and the regular expressions."""
-    equivalent([r"\frac{x^2}{2}+\sqrt{3}", r"0.5x^2+\sqrt3"])
+    math_verify(r"\frac{x^2}{2}+\sqrt{3}", r"0.5x^2+\sqrt3")
 
 
 def _parse(text: str) -> list[Any]:
@@ -88,6 +97,19 @@ def _is_approximation(gold: list[Any], answer: list[Any]) -> bool:
     if any(item.atoms(sympy.Float) for item in gold) or not any(item.atoms(sympy.Float) for item in answer):
         return False
     return not _verify(gold, [_replace(item, _exact) for item in answer])
+
+
+def _differ_relatively(gold: list[Any], answer: list[Any]) -> bool:
+    """Math-Verify rounds to six places, to which 1e-8 and 2e-8 are equal."""
+    for one, other in itertools.product(_expressions(gold), _expressions(answer)):
+        if not (isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr)) or one.free_symbols | other.free_symbols:
+            return False
+        left, right = one.evalf(30), other.evalf(30)
+        if not (left.is_number and right.is_number and left.is_finite and right.is_finite):
+            return False
+        if abs(left - right) > sympy.Float("1e-12") * abs(left):
+            return True
+    return False
 
 
 def _exact(atom: Any) -> Any:

@@ -1,17 +1,9 @@
-r"""Compare answers without a computer algebra system: text, numbers, numerals in a base, units.
-
-These rules come before Math-Verify, because they are exact and take microseconds, and because Math-Verify 0.9.0 is
-lenient where a reward must not be: it accepts 0.333333 for 1/3, ``5 m`` for ``5 cm`` and ``12_7`` for ``12_8``, and it
-rejects ``1.5e3`` for 1500 and ``\emptyset`` for "no solution". What these rules cannot decide goes to Math-Verify.
-"""
+r"""One spelling for answers, and the plain numbers among them, exactly."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
-
-from bridge_mcore.rewards.units import unit_of
-from bridge_mcore.rewards.verdict import Verdict
 
 #: Longer numerals are not read as numbers: their arithmetic is quadratic, and no gold answer has so many digits.
 MAX_NUMERAL = 1000
@@ -21,16 +13,28 @@ _UNICODE = str.maketrans(
         "−": "-",
         "–": "-",
         "π": r"\pi ",
+        "θ": r"\theta ",
+        "α": r"\alpha ",
+        "β": r"\beta ",
+        "λ": r"\lambda ",
         "×": r"\times ",
         "·": r"\cdot ",
+        "⋅": r"\cdot ",
         "÷": "/",
+        "±": r"\pm ",
         "∞": r"\infty ",
         "≤": r"\le ",
         "≥": r"\ge ",
+        "≠": r"\ne ",
+        "≈": r"\approx ",
+        "∈": r"\in ",
+        "∪": r"\cup ",
         "∅": r"\emptyset ",
+        "ℝ": r"\mathbb{R}",
         "°": r"^\circ ",
         "²": "^2",
         "³": "^3",
+        "½": r"\frac{1}{2}",
         "\u00a0": " ",
         "\u2009": " ",
         "\u202f": " ",
@@ -44,7 +48,9 @@ def clean(text: str) -> str:
 
     Common Unicode signs become their LaTeX. Only one period goes, so that ``0.333...`` does not turn into 0.333.
     """
-    text = text.translate(_UNICODE).strip()
+    if not text.isascii():
+        text = re.sub("√(?=[({0-9a-zA-Z])", r"\\sqrt ", text.translate(_UNICODE))
+    text = text.strip()
     for _ in range(4):  # `$5.$.` and the like; a bound, since each turn costs the length of the text
         before = text
         if text.endswith(".") and not text.endswith(".."):
@@ -64,26 +70,56 @@ def _unwrap(text: str, left: str, right: str) -> str:
     return text if left in inner or right in inner or inner.endswith("\\") else inner.strip()
 
 
-_TEXT_ONLY = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_TEXT_ONLY = re.compile(r"\\text\{([^{}]*)\}[,.]?")
+#: What may be part of every spelling; without one of these characters nothing below applies but the spaces.
+_COMMANDS = re.compile(r"[\\${}=<>!~^]")
 _SPELLING = [
-    (re.compile(r"\\(?:left|right)(?![A-Za-z])\s*\.?"), ""),
+    (re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?|\\(?:displaystyle|textstyle)(?![A-Za-z])"), ""),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|textup|mathrm|mbox|operatorname|rm)\s*\{"), r"\\text{"),
+    (re.compile(r"\\text\{\s*(arcsin|arccos|arctan|sin|cos|tan|ln|log)\s*\}"), r"\\\1 "),
+    (re.compile(r"\\text\{\s*([ei])\s*\}"), r"\1"),
+    (re.compile(r"\\(?:mathbf|boldsymbol|bm)\s*\{(\d+)\}"), r"\1"),
+    (re.compile(r"(?<!\\)\\!\s*"), ""),
     (re.compile(r"(?<=\d)\\,(?=\d{3})"), ","),
-    (re.compile(r"(?<!\\)\\!"), ""),
     (re.compile(r"\{,\}"), ","),
-    (re.compile(r"(?<!\\)\\[,;: ]|~"), " "),
+    (re.compile(r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Za-z])"), " "),
+    (re.compile(r"\^\s*\{\s*\\circ\s*\}"), r"^\\circ "),
+    (re.compile(r"\\le(?:q|qslant)(?![A-Za-z])|<="), r"\\le "),
+    (re.compile(r"\\ge(?:q|qslant)(?![A-Za-z])|>="), r"\\ge "),
+    (re.compile(r"\\(?:neq|not\s*=)(?![A-Za-z])|!="), r"\\ne "),
+    (re.compile(r"\\lt(?![A-Za-z])"), "<"),
+    (re.compile(r"\\gt(?![A-Za-z])"), ">"),
+    (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
+    (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
+    (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset"),
+    (re.compile(r"\\colon(?![A-Za-z])"), ":"),
+    (re.compile(r"\A\$(?=\d)(?=[^$]*\Z)"), r"\\$"),  # `$5`, where it opens no formula
+    (re.compile(r"(?<!\\)\$"), ""),
+]
+_SPACES = [
     (re.compile(r"\s+"), " "),
     # A space between letters or digits separates (1 1/2, \pi r); any other one is typography.
     (re.compile(r"(?<![^\W_]) | (?![^\W_])"), ""),
 ]
+_LIST_OF_THOUSANDS = re.compile(r"\d,\s*\d{3}(?!\d)")
+_LIST_COMMA = re.compile(r"(?<=\d),\s+")
 
 
 def canonical(text: str) -> str:
-    """One spelling for LaTeX that prints the same; for comparing texts, not for parsing."""
-    if whole := _TEXT_ONLY.fullmatch(text):
-        text = clean(whole[1])
-    for pattern, replacement in _SPELLING:
-        text = pattern.sub(replacement, text)
+    """One spelling for LaTeX that prints the same."""
+    if _COMMANDS.search(text):
+        for pattern, replacement in _SPELLING[:4]:
+            text = pattern.sub(replacement, text)
+        if whole := _TEXT_ONLY.fullmatch(text):
+            text = clean(whole[1])
+        for pattern, replacement in _SPELLING[4:]:
+            text = pattern.sub(replacement, text)
+    if "," in text and _LIST_OF_THOUSANDS.search(text):
+        text = _LIST_COMMA.sub(";", text)  # `100, 200` is a list, `100,200` a number
+    if " " in text or "\n" in text or "\t" in text:
+        for pattern, replacement in _SPACES:
+            text = pattern.sub(replacement, text)
     return text.strip()
 
 
@@ -91,11 +127,13 @@ _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+"
 _NUMBER = re.compile(rf"(?P<sign>[+-]?)(?:\\?\$)?(?P<decimal>{_DECIMAL})", re.ASCII)
 _SCIENTIFIC = re.compile(
     rf"(?P<sign>[+-]?)(?P<decimal>{_DECIMAL})"
-    r"(?:[eE](?P<e>[+-]?\d{1,3})|(?:\\times|\\cdot|\*)\s?10(?:\^|\*\*)(?:\{(?P<braced>[+-]?\d{1,3})\}|(?P<digit>\d)))",
+    r"(?:[eE](?P<e>[+-]?\d{1,3})|(?:\\times|\\cdot|\*)\s?10(?:\^|\*\*)"
+    r"(?:\{(?P<braced>[+-]?\d{1,3})\}|\((?P<round>[+-]?\d{1,3})\)|(?P<digit>\d)))",
     re.ASCII,
 )
 _FRACTION = re.compile(
-    r"(?P<sign>[+-]?)(?:\\frac(?:\{(?P<a>-?\d+)\}|(?P<a1>\d))(?:\{(?P<b>-?\d+)\}|(?P<b1>\d))|(?P<p>\d+)/(?P<q>-?\d+))",
+    r"(?P<sign>[+-]?)(?:\\frac ?(?:\{(?P<a>-?\d+)\}|(?P<a1>\d)) ?(?:\{(?P<b>-?\d+)\}|(?P<b1>\d))"
+    r"|(?P<p>\d+)/(?P<q>-?\d+))",
     re.ASCII,
 )
 
@@ -114,7 +152,7 @@ def number(text: str) -> Fraction | None:
     if found := _NUMBER.fullmatch(text):
         value = Fraction(found["decimal"].replace(",", ""))
     elif found := _SCIENTIFIC.fullmatch(text):
-        exponent = int(found["e"] or found["braced"] or found["digit"])
+        exponent = int(found["e"] or found["braced"] or found["round"] or found["digit"])
         value = Fraction(found["decimal"].replace(",", "")) * Fraction(10) ** exponent
     elif found := _FRACTION.fullmatch(text):
         denominator = int(found["b"] or found["b1"] or found["q"])
@@ -124,44 +162,3 @@ def number(text: str) -> Fraction | None:
     else:
         return None
     return -value if found["sign"] == "-" else value
-
-
-_NUMERAL = re.compile(
-    r"(?P<digits>[0-9A-Za-z]+(?:,[0-9A-Za-z]{3})*)_(?:\{(?:\\text\{)?(?P<base>\d+)\}?\}|(?P<b1>\d))", re.ASCII
-)
-
-
-def _numeral(text: str) -> tuple[str, int] | None:
-    """(digits, base) of ``1203_7`` or ``1203_{7}``."""
-    found = _NUMERAL.fullmatch(text)
-    if found is None or not any(digit.isdigit() for digit in found["digits"]):
-        return None
-    return found["digits"].replace(",", "").lstrip("0").upper(), int(found["base"] or found["b1"])
-
-
-_NOTHING = {r"\emptyset", r"\varnothing", r"\{\}", "no solution", "no solutions", "empty set", "the empty set"}
-
-
-def compare(gold: str, answer: str) -> Verdict | None:
-    """Decide a pair of :func:`clean` answers where that is certain; None leaves it to Math-Verify."""
-    if gold == answer:
-        return Verdict("correct", "identical")
-    gold, answer = canonical(gold), canonical(answer)
-    if gold == answer:
-        return Verdict("correct", "identical but for spacing")
-    gold_number, answer_number = number(gold), number(answer)
-    if gold_number is not None and answer_number is not None:
-        if gold_number == answer_number:
-            return Verdict("correct", "equal numbers")
-        return Verdict("incorrect", "a different number")
-    gold_numeral, answer_numeral = _numeral(gold), _numeral(answer)
-    if gold_numeral and answer_numeral:
-        if gold_numeral == answer_numeral:
-            return Verdict("correct", "equal numerals")
-        return Verdict("incorrect", "a different number, or in a different base")
-    if gold.lower() in _NOTHING and answer.lower() in _NOTHING:
-        return Verdict("correct", "both say that there is nothing")
-    gold_unit, answer_unit = unit_of(gold), unit_of(answer)
-    if gold_unit and answer_unit and gold_unit != answer_unit:
-        return Verdict("incorrect", f"a different unit: {answer_unit}, not {gold_unit}")
-    return None

@@ -8,7 +8,9 @@ from typing import TypeVar
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 
-from bridge_mcore.rewards.math import MathVerifier
+from bridge_mcore.data.problem import Problem
+from bridge_mcore.rewards.mixed import Rewards
+from bridge_mcore.rewards.protocol import Attempt
 from bridge_mcore.rewards.verdict import Verdict
 from bridge_mcore.rollout.engine import Rollout
 
@@ -31,16 +33,31 @@ def replica_broadcast(value: T) -> T:
 
 
 class Judge:
-    """Reads rollouts as text and has the verifier compare them with the gold answers."""
+    """Reads rollouts as text and has each problem's reward judge them."""
 
-    def __init__(self, verifier: MathVerifier, decode: Callable[[Sequence[int]], str]) -> None:
-        """decode: token ids to text, special tokens left out."""
-        self.verifier, self.decode = verifier, decode
+    def __init__(self, rewards: Rewards, decode: Callable[[Sequence[int]], str], noise: bool = True) -> None:
+        """decode: token ids to text, special tokens left out. noise: with the noise that the rewards may have."""
+        self.rewards, self.decode, self.noise = rewards, decode, noise
 
-    def verify(self, golds: Sequence[str], rollouts: Sequence[Rollout]) -> list[Verdict]:
-        """Verdict of each rollout. Collective over a replica: its ranks must agree, even on a time-out."""
+    def verify(
+        self, problems: Sequence[Problem], rollouts: Sequence[Rollout], samples: Sequence[int] | None = None
+    ) -> list[Verdict]:
+        """Verdict of each rollout. Collective over a replica: its ranks must agree, even on a time-out.
+
+        problems: of each rollout. samples: number of each among those to its problem.
+        """
         verdicts: list[Verdict] = []
         if is_replica_first():
-            pairs = [(gold, self.decode(r.tokens)) for gold, r in zip(golds, rollouts, strict=True)]
-            verdicts = self.verifier.verify(pairs)
+            attempts = self.attempts(problems, rollouts, samples)
+            verdicts = self.rewards.judge([p.reward for p in problems], attempts, self.noise)
         return replica_broadcast(verdicts)
+
+    def attempts(
+        self, problems: Sequence[Problem], rollouts: Sequence[Rollout], samples: Sequence[int] | None = None
+    ) -> list[Attempt]:
+        """Rollouts as rewards see them."""
+        numbers = [0] * len(rollouts) if samples is None else samples
+        return [
+            Attempt(p.answer, self.decode(r.tokens), p.prompt, p.id, j, len(r.tokens), r.finished)
+            for p, r, j in zip(problems, rollouts, numbers, strict=True)
+        ]

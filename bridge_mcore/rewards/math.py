@@ -2,15 +2,20 @@ r"""Verify mathematical answers: the last ``\boxed{}`` of a response against a g
 
 from __future__ import annotations
 
+import math
+import re
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from types import TracebackType
 
-from bridge_mcore.rewards.boxed import last_boxed
-from bridge_mcore.rewards.exact import clean, compare
+from bridge_mcore.errors import BridgeError, ConfigError
+from bridge_mcore.rewards.boxed import answer_boxes
+from bridge_mcore.rewards.exact import canonical, clean, number
 from bridge_mcore.rewards.pool import Outcome, Pool
 from bridge_mcore.rewards.protocol import Attempt
+from bridge_mcore.rewards.same import Decision, decide
+from bridge_mcore.rewards.units import measure
 from bridge_mcore.rewards.verdict import Verdict
 
 #: Longest answer in characters that is compared as mathematics. The longest of MATH500 has 53.
@@ -19,30 +24,44 @@ MAX_ANSWER = 4096
 CACHE_PAIRS = 1 << 15
 #: Characters in all of a pair that is remembered, so that the cache stays below some 50 MB.
 CACHE_CHARACTERS = 512
+#: Pairs from which on a batch is decided by the workers, and those in one job of theirs.
+SHARED_BATCH, SHARE = 1024, 64
+#: A gold and an answer, both out of their boxes and cleaned.
+_Pair = tuple[str, str]
 
 
 class MathVerifier:
     """Says of (gold, response) pairs whether the response's boxed answer is right.
 
-    Rules, in this order: the last balanced box is the answer; identical text is correct; plain numbers, numerals in a
-    base and units are compared exactly in this process (:mod:`bridge_mcore.rewards.exact`); the rest goes to
-    Math-Verify in a pool of killable processes (:mod:`bridge_mcore.rewards.equivalence`), which starts when it is
-    first needed. Any thread may call.
+    The last balanced box is the answer. The structure of an answer, and all formulas that exact arithmetic can settle,
+    are decided in microseconds (:mod:`bridge_mcore.rewards.same`); the rest goes to Math-Verify in a pool of killable
+    processes (:mod:`bridge_mcore.rewards.equivalence`), which starts when it is first needed. Any thread may call.
 
     :param workers: processes that run Math-Verify.
     :param cpu_seconds: CPU seconds that one comparison may take. CPU time: a wall limit rejects right answers on a
         loaded machine.
     :param wall_seconds: seconds after which a comparison is given up however little CPU time it got.
     :param memory_gib: address space in GiB that one process may take.
-    :raises ConfigError: a limit that is not positive.
+    :param tolerance: relative error that is allowed where the gold answer is an integer or a decimal: 0.01 for answers
+        of physics problems that were rounded. For evaluations only: a reward that is not exact teaches to estimate.
+    :raises ConfigError: a limit that is not positive, or a tolerance outside [0, 1).
     """
 
     def __init__(
-        self, workers: int = 2, cpu_seconds: float = 5.0, wall_seconds: float = 60.0, memory_gib: float = 2.0
+        self,
+        workers: int = 2,
+        cpu_seconds: float = 5.0,
+        wall_seconds: float = 60.0,
+        memory_gib: float = 2.0,
+        tolerance: float = 0.0,
     ) -> None:
+        if not (math.isfinite(tolerance) and 0 <= tolerance < 1):
+            raise ConfigError(f"tolerance is {tolerance}; give a relative error from 0 to below 1")
+        self._tolerance = float(tolerance)
         self._pool = Pool("bridge_mcore.rewards.equivalence:equivalent", workers, cpu_seconds, wall_seconds, memory_gib)
-        self._cache: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
+        self._cache: OrderedDict[_Pair, Verdict] = OrderedDict()
         self._lock = threading.Lock()
+        self._closed = False
         #: Verdicts ever given, by name. Log it: a rising "timeout" or "error" is a broken or gamed reward.
         self.counts: Counter[str] = Counter()
 
@@ -51,34 +70,36 @@ class MathVerifier:
 
         :raises BridgeError: the worker processes cannot be started, or the verifier is closed.
         """
+        if self._closed:
+            raise BridgeError("this verifier is closed; make a new one")
         verdicts: dict[int, Verdict] = {}
-        undecided: dict[tuple[str, str], list[int]] = {}  # equal pairs of a batch are compared once
+        asked: dict[_Pair, list[int]] = {}  # equal pairs of a batch are compared once
         for index, (gold, response) in enumerate(pairs):
-            decided = _prepare(gold, response)
-            if isinstance(decided, Verdict):
-                verdicts[index] = decided
+            extracted = _extract(gold, response)
+            if isinstance(extracted, Verdict):
+                verdicts[index] = extracted
             else:
-                undecided.setdefault(decided, []).append(index)
-        for pair in list(undecided):
-            if (known := self._recall(pair)) is not None:
-                for index in undecided.pop(pair):
-                    verdicts[index] = known
-        if undecided:
-            for (pair, indices), outcome in zip(undecided.items(), self._pool.map(list(undecided)), strict=True):
-                verdict = _judge(outcome)
-                self._remember(pair, verdict)
-                for index in indices:
-                    verdicts[index] = verdict
+                asked.setdefault(extracted, []).append(index)
+        for pair, verdict in self._decide_all(list(asked)).items():
+            for index in asked[pair]:
+                verdicts[index] = verdict
         with self._lock:
             self.counts.update(verdict.verdict for verdict in verdicts.values())
         return [verdicts[index] for index in range(len(pairs))]
 
     def judge(self, attempts: Sequence[Attempt]) -> list[Verdict]:
         """See :class:`bridge_mcore.rewards.protocol.Reward`."""
-        return self.verify([(attempt.gold, attempt.response) for attempt in attempts])
+        verdicts = self.verify([(attempt.gold, attempt.response) for attempt in attempts])
+        for index, (attempt, verdict) in enumerate(zip(attempts, verdicts, strict=True)):
+            if verdict.verdict == "correct" and attempt.prompt and _repeats_question(attempt):
+                verdicts[index] = Verdict("incorrect", "the answer only repeats an expression of the question")
+                with self._lock:
+                    self.counts.update({"correct": -1, "incorrect": 1})
+        return verdicts
 
     def close(self) -> None:
         """End the worker processes."""
+        self._closed = True
         self._pool.close()
 
     def __enter__(self) -> MathVerifier:
@@ -89,13 +110,42 @@ class MathVerifier:
     ) -> None:
         self.close()
 
-    def _recall(self, pair: tuple[str, str]) -> Verdict | None:
+    def _decide_all(self, pairs: list[_Pair]) -> dict[_Pair, Verdict]:
+        verdicts = {pair: known for pair in pairs if (known := self._recall(pair)) is not None}
+        open_pairs = [pair for pair in pairs if pair not in verdicts]
+        undecided = []
+        for pair, (decision, note) in zip(open_pairs, self._decide_exactly(open_pairs), strict=True):
+            if decision is None:
+                undecided.append(pair)
+            else:
+                verdicts[pair] = Verdict("correct" if decision else "incorrect", note)
+        if undecided:
+            jobs = [[gold, answer, self._tolerance] for gold, answer in undecided]
+            for pair, outcome in zip(undecided, self._pool.map(jobs), strict=True):
+                verdicts[pair] = _judge(outcome)
+                self._remember(pair, verdicts[pair])
+        return verdicts
+
+    def _decide_exactly(self, pairs: list[_Pair]) -> list[tuple[Decision, str]]:
+        """Decide without Math-Verify; a large batch in shares by the workers, so that it gains from every core."""
+        if len(pairs) < SHARED_BATCH or self._pool.limits["workers"] < 2:
+            return [decide(gold, answer, tolerance=self._tolerance) for gold, answer in pairs]
+        shares = [pairs[start : start + SHARE] for start in range(0, len(pairs), SHARE)]
+        decisions: list[tuple[Decision, str]] = []
+        for share, outcome in zip(shares, self._pool.map([[share, self._tolerance] for share in shares]), strict=True):
+            if outcome.kind == "done":
+                decisions += [(decision, note) for decision, note in outcome.value["decisions"]]
+            else:
+                decisions += [(None, "")] * len(share)  # one by one then, so that each has a verdict of its own
+        return decisions
+
+    def _recall(self, pair: _Pair) -> Verdict | None:
         with self._lock:
             if pair in self._cache:
                 self._cache.move_to_end(pair)
             return self._cache.get(pair)
 
-    def _remember(self, pair: tuple[str, str], verdict: Verdict) -> None:
+    def _remember(self, pair: _Pair, verdict: Verdict) -> None:
         if not verdict.decided or len(pair[0]) + len(pair[1]) > CACHE_CHARACTERS:
             return
         with self._lock:
@@ -104,13 +154,30 @@ class MathVerifier:
                 self._cache.popitem(last=False)
 
 
-def _prepare(gold: str, response: str) -> Verdict | tuple[str, str]:
-    """The verdict where it needs no computer algebra, else the (gold, answer) pair to compare."""
-    gold_box = last_boxed(gold)
-    gold = clean(gold if gold_box is None else gold_box)
+def _boxed(text: str) -> str | None:
+    """The answer in the last box; None without one.
+
+    Boxes in one breath are a list, which is wrong where one value is asked for, and right where those are. Two that say
+    the same (``\\boxed{1\\frac12}, or \\boxed{\\frac32}``) are one.
+    """
+    contents = answer_boxes(text)
+    if len(contents) > 1 and sum(map(len, contents)) <= MAX_ANSWER:
+        last = clean(contents[-1])
+        contents = [*(one for one in contents[:-1] if decide(last, clean(one))[0] is not True), contents[-1]]
+    return ", ".join(contents) if contents else None
+
+
+def _gold_text(gold: str) -> str:
+    boxed = _boxed(gold)
+    return clean(gold if boxed is None else boxed)
+
+
+def _extract(gold: str, response: str) -> Verdict | _Pair:
+    """The gold and the answer to compare, or the verdict where there is nothing to compare."""
+    gold = _gold_text(gold)
     if not gold:
         return Verdict("error", "the gold answer is empty")
-    answer = last_boxed(response)
+    answer = _boxed(response)
     if answer is None:
         return Verdict("incorrect", "no \\boxed{} answer")
     if len(answer) > MAX_ANSWER and len(answer) > 2 * len(gold):
@@ -118,13 +185,38 @@ def _prepare(gold: str, response: str) -> Verdict | tuple[str, str]:
     answer = clean(answer)
     if not answer:
         return Verdict("incorrect", "an empty \\boxed{} answer")
-    if (verdict := compare(gold, answer)) is not None:
-        return verdict
+    if gold == answer:
+        return Verdict("correct", "identical")
     if len(gold) > MAX_ANSWER:
         return Verdict("error", f"the gold answer has {len(gold)} characters; at most {MAX_ANSWER} can be compared")
     if len(answer) > MAX_ANSWER:
         return Verdict("incorrect", f"an answer of {len(answer)} characters")
     return gold, answer
+
+
+#: Marks of an expression that is still to be computed; a fraction, a mixed number or a unit is none.
+_UNEVALUATED = re.compile(
+    r"\\(?:sqrt|[dt]?binom|cdot|times|div|sin|cos|tan|sec|csc|cot|arc[a-z]+|log|ln|lfloor|lceil|sum|prod|int|gcd)"
+    r"|[!^*+|]|[\d)}]-|\)/"
+)
+
+
+def _repeats_question(attempt: Attempt) -> bool:
+    r"""The gold is a plain number, and the answer an expression that the question contains.
+
+    ``Compute \binom{8}{4}`` must not be answered by ``\boxed{\binom{8}{4}}``, which is equal to 70 but no answer.
+    """
+    if number(canonical(_gold_text(attempt.gold))) is None:
+        return False
+    answer = canonical(clean(_boxed(attempt.response) or ""))
+    value = measure(answer)
+    if value is None or "=" in answer or not _UNEVALUATED.search(value.value):
+        return False
+    question = canonical(attempt.prompt.translate(_WRAPPER_SIGNS)).replace(" ", "")
+    return value.value.replace(" ", "") in question
+
+
+_WRAPPER_SIGNS = {ord("$"): " "}
 
 
 def _judge(outcome: Outcome) -> Verdict:

@@ -14,12 +14,16 @@ from megatron.core import parallel_state as mpu
 
 from bridge_mcore.config.schema import Config
 from bridge_mcore.data.pairs import EncodedPrompt
+from bridge_mcore.data.problem import Problem
 from bridge_mcore.data.sample import RL, Sample
 from bridge_mcore.objectives.advantages import group_relative, with_signal
 from bridge_mcore.platform.distributed import Layout
 from bridge_mcore.rewards import Verdict
 from bridge_mcore.rewards.judge import Judge
+from bridge_mcore.rewards.shaping import Adjustment, FormatShaping, LengthShaping, adjustment
 from bridge_mcore.rollout.engine import Engine, Request, Rollout, SamplingParams
+
+_NO_ADJUSTMENT = Adjustment()
 
 
 @dataclass
@@ -45,6 +49,10 @@ class Collector:
 
     def __init__(self, config: Config, engine: Engine, judge: Judge, layout: Layout) -> None:
         self.config, self.engine, self.judge, self.layout = config, engine, judge, layout
+        self.form = FormatShaping(**config.reward.form.model_dump())
+        self.length = LengthShaping(**config.reward.length.model_dump())
+        #: the reward is not the share of correct answers
+        self._is_apart = self.form.required or self.length.limit is not None or config.reward.partial
 
     def collect(
         self, prompts: Sequence[EncodedPrompt], first_key: int, params: SamplingParams, version: int
@@ -76,16 +84,19 @@ class Collector:
         """
         n = self.config.rollout.samples_per_prompt
         generated = time.perf_counter()
-        verdicts = self.judge.verify([p.problem.answer for p in prompts for _ in range(n)], rollouts)
+        problems, numbers = [p.problem for p in prompts for _ in range(n)], [*range(n)] * len(prompts)
+        verdicts = self.judge.verify(problems, rollouts, numbers)
         judged = time.perf_counter()
-        rewards = torch.tensor([self.reward(v) for v in verdicts]).view(len(prompts), n)  # a share may be empty
+        shaped = self.shaping(problems, rollouts, verdicts)
+        values = [self.reward(v) + s.total for v, s in zip(verdicts, shaped, strict=True)]
+        rewards = torch.tensor(values).view(len(prompts), n)  # a share may be empty
         advantages = group_relative(rewards, self.config.objective.advantage_std).flatten().tolist()
         samples = {
             r.key: Sample(RL, (*r.prompt, *r.tokens), len(r.prompt), a, r.logprobs, params.temperature)
             for r, a, reward in zip(rollouts, advantages, rewards.flatten().tolist(), strict=True)
             if not math.isnan(reward)  # on_failure: drop; counted in the metrics
         }
-        metrics = self._metrics(rollouts, verdicts, rewards, version)
+        metrics = self._metrics(rollouts, verdicts, rewards, shaped, version)
         metrics |= {"seconds_rollout": seconds, "seconds_reward": judged - generated}
         return Collected(self._shared(samples), list(rollouts), verdicts, metrics)
 
@@ -100,14 +111,30 @@ class Collector:
     def reward(self, verdict: Verdict) -> float:
         """Reward of a verdict; NaN for one that was not reached, if such samples are to be left out."""
         settings = self.config.reward
+        if verdict.score is not None and settings.partial and verdict.decided:
+            return settings.incorrect + (settings.correct - settings.incorrect) * verdict.score
         if verdict.verdict == "correct":
             return settings.correct
         if verdict.verdict != "incorrect" and settings.on_failure == "drop":
             return float("nan")
         return settings.incorrect
 
+    def shaping(
+        self, problems: Sequence[Problem], rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]
+    ) -> list[Adjustment]:
+        """What form and length add to each reward; nothing, and at no cost, where both are off."""
+        if not self.form.required and self.length.limit is None:
+            return [_NO_ADJUSTMENT] * len(verdicts)
+        attempts = self.judge.attempts(problems, rollouts)
+        return [adjustment(a, v, self.form, self.length) for a, v in zip(attempts, verdicts, strict=True)]
+
     def _metrics(
-        self, rollouts: Sequence[Rollout], verdicts: list[Verdict], rewards: torch.Tensor, version: int
+        self,
+        rollouts: Sequence[Rollout],
+        verdicts: list[Verdict],
+        rewards: torch.Tensor,
+        shaped: Sequence[Adjustment],
+        version: int,
     ) -> dict[str, float]:
         known = rewards[~rewards.isnan()]
         spread = with_signal(rewards)
@@ -117,6 +144,8 @@ class Collector:
             sum(v.verdict == "timeout" for v in verdicts), sum(v.verdict == "error" for v in verdicts),
             sum(len(r.prompt) for r in rollouts),
             sum((version - v) * count for r in rollouts for v, count in r.spans),
+            sum(v.verdict == "correct" for v in verdicts),
+            sum(s.format for s in shaped), sum(s.length for s in shaped),
         ]  # fmt: skip
         if self.layout.shares > 1:
             tensor = torch.tensor(sums, dtype=torch.float64)
@@ -124,7 +153,10 @@ class Collector:
                 tensor = tensor.cuda()
             dist.all_reduce(tensor, group=mpu.get_data_parallel_group(with_context_parallel=True))
             sums = tensor.tolist()
-        answers, judged, total, squares, groups, signal, tokens, cut, timeouts, errors, prompt_tokens, age = sums
+        (
+            answers, judged, total, squares, groups, signal, tokens, cut, timeouts, errors, prompt_tokens, age, correct,
+            form, length,
+        ) = sums  # fmt: skip
         mean = total / max(judged, 1)
         return {
             "reward": mean,
@@ -135,5 +167,8 @@ class Collector:
             "verifier_timeouts": timeouts,
             "verifier_errors": errors,
             "rollout_tokens": tokens + prompt_tokens,
+            **({"correct": correct / max(answers, 1)} if self._is_apart else {}),
+            **({"reward_form": form / max(judged, 1)} if self.form.required else {}),
+            **({"reward_length": length / max(judged, 1)} if self.length.limit is not None else {}),
             **({"staleness": age / max(tokens, 1)} if self.config.rollout.schedule != "synchronous" else {}),
         }

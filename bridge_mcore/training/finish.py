@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ import torch
 
 from bridge_mcore.checkpoint.atomic import atomic_directory
 from bridge_mcore.config.schema import Config
-from bridge_mcore.evaluation.evaluate import EvaluationResult, evaluate, write_records
+from bridge_mcore.evaluation.evaluate import EvaluationResult, evaluate
+from bridge_mcore.evaluation.records import write_records
 from bridge_mcore.monitoring.metrics import MetricsWriter
 from bridge_mcore.monitoring.progress import Progress, phase, say
 
@@ -69,25 +70,31 @@ class Course:
         if self._progress is not None:
             self._progress.step(step, metrics)
 
-    def evaluate(self, session: Session, step: int) -> dict[str, Any]:
-        """Evaluate now, if the run has evaluation sets; returns what the step's metrics get. Collective."""
-        if not session.evaluation:
+    def evaluate(self, session: Session, step: int, due: Collection[str] | None = None) -> dict[str, Any]:
+        """Evaluate now, if the run has evaluation sets; returns what the step's metrics get. Collective.
+
+        due: names of the sets; None: all of them.
+        """
+        sets = {name: held for name, held in session.evaluation.items() if due is None or name in due}
+        if not sets:
             return {}
         began = time.perf_counter()
         collector = session.collector
         with phase(f"evaluating after step {step}") if self._writer else nullcontext():
             collector.engine.refresh(step)
-            result = evaluate(
-                session.evaluation, collector.engine, collector.judge, session.layout, session.greedy,
-                first_key=_EVALUATION_KEYS,
-            )  # fmt: skip
-        self.accuracies.append((step, result.accuracy))
-        count = session.config.evaluation.samples
-        self.answers["before" if step == 0 else "after"] = shown_answers(result, count)
+            result = evaluate(sets, collector.engine, session.examiner, session.layout, _EVALUATION_KEYS)
+        counts = any(held.every is None for held in sets.values()) or len(sets) == len(session.evaluation)
+        if counts:
+            self.accuracies.append((step, result.accuracy))
+        if due is None:
+            shown = shown_answers(result, session.config.evaluation.samples)
+            self.answers["before" if step == 0 else "after"] = shown
         if self._writer is not None:
-            self._writer.write_evaluation(step, result.summary())
+            summary = result.summary()
+            self._writer.write_evaluation(step, summary if counts else summary | {"accuracy": None, "problems": None})
             write_records(self.directory / "evaluations" / f"step_{step:08d}.jsonl", result.records)
-        return {"accuracy": result.accuracy, "seconds_evaluation": time.perf_counter() - began}
+        took = {"seconds_evaluation": time.perf_counter() - began}
+        return {"accuracy": result.accuracy} | took if counts else took
 
     def close(self) -> None:
         if self._writer is not None:
@@ -103,6 +110,13 @@ def shown_answers(result: EvaluationResult, count: int) -> list[dict[str, Any]]:
         {"prompt": r.prompt, "gold": r.gold, "response": r.response, "verdict": r.verdict}
         for r in result.records[::stride][:count]
     ]
+
+
+def due_sets(session: Session, step: int) -> list[str]:
+    """Evaluation sets whose turn it is after `step`."""
+    default = session.config.evaluation.every
+    periods = {name: held.every or default for name, held in session.evaluation.items()}
+    return [name for name, every in periods.items() if every and step % every == 0]
 
 
 def print_samples(answers: dict[str, list[dict[str, Any]]]) -> None:

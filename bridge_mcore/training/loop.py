@@ -18,7 +18,7 @@ from bridge_mcore.platform.distributed import process_groups
 from bridge_mcore.platform.stop import StopRequest
 from bridge_mcore.rollout.remote.fleet import EngineLost
 from bridge_mcore.training.case import save_case
-from bridge_mcore.training.finish import Course, finish
+from bridge_mcore.training.finish import Course, due_sets, finish
 from bridge_mcore.training.generated import make_model
 from bridge_mcore.training.run_directory import checkpoint_to_resume, set_aside
 from bridge_mcore.training.saved import save_rollouts
@@ -51,6 +51,7 @@ def train(config: Config) -> None:
                 course.restore(state["course"])
             if layout.is_main:
                 (directory / "config.yaml").write_text(dump_config(config))
+                session.record.write(directory)
                 for line in remarks + ([f"· resuming from {resume_from}, after step {step}"] if resume_from else []):
                     say(line)
                 course.open(config, step if resume_from else None)
@@ -119,10 +120,10 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest, wr
                 "lam": lam, "alpha": rates[0], "beta": rates[1], "seconds_reference": referenced - updating,
                 "seconds_train": time.perf_counter() - referenced, "memory_gib": session.platform.memory_gib(),
             }  # fmt: skip
-            if config.evaluation.every and step % config.evaluation.every == 0 and step < total:
+            if step < total and (due := due_sets(session, step)):
                 try:
                     session.schedule.settle(step)
-                    metrics |= course.evaluate(session, step)
+                    metrics |= course.evaluate(session, step, due)
                 except EngineLost as error:
                     raise keep(error, session, step, course, writer, session.position()) from error
             metrics["seconds_step"] = time.perf_counter() - began

@@ -11,23 +11,25 @@ from typing import Any
 from bridge_mcore.config.data_checks import evaluates, uses_rl
 from bridge_mcore.config.schema import Config
 from bridge_mcore.data.pairs import EncodedPrompt, encode_prompts, encode_traces
-from bridge_mcore.data.problems import load_problems, source_name
+from bridge_mcore.data.problems import source_name
 from bridge_mcore.data.sampler import ShuffledSampler
 from bridge_mcore.data.stops import load_tokenizer, stop_token_ids
 from bridge_mcore.data.templates import EncodedTrace, PromptTemplate
 from bridge_mcore.errors import ConfigError, DataError
+from bridge_mcore.evaluation.evaluate import HeldOut
 from bridge_mcore.methods import make_method
 from bridge_mcore.methods.base import RL, SFT, Method
 from bridge_mcore.model.families import find_family
 from bridge_mcore.monitoring.progress import phase
 from bridge_mcore.platform.device import Platform
 from bridge_mcore.platform.distributed import Layout
-from bridge_mcore.rewards import MathVerifier
 from bridge_mcore.rewards.judge import Judge
+from bridge_mcore.rewards.mixed import Rewards, settings_of
 from bridge_mcore.rollout.embedded import EmbeddedEngine
 from bridge_mcore.rollout.engine import Engine, SamplingParams
 from bridge_mcore.rollout.remote.build import EngineRoom
 from bridge_mcore.training.collect import Collector
+from bridge_mcore.training.data_record import DataRecord
 from bridge_mcore.training.passes import PassRunner
 from bridge_mcore.training.policy import Policy, build_policy, lora_of
 from bridge_mcore.training.saved import SavedRollouts
@@ -56,9 +58,11 @@ class Session:
     traces: list[EncodedTrace]
     prompt_order: ShuffledSampler
     trace_order: ShuffledSampler
-    evaluation: dict[str, list[EncodedPrompt]]
+    evaluation: dict[str, HeldOut]
+    record: DataRecord
+    #: judges evaluations, without noise
+    examiner: Judge
     sampling: SamplingParams
-    greedy: SamplingParams
 
     @property
     def engines(self) -> list[Engine]:
@@ -124,24 +128,32 @@ def _open(
         needed = frozenset().union(*(method.components(s) for s in range(config.training.steps)))
         new = config.rollout.max_new_tokens
         prompts, traces = [], []
+        record = DataRecord(config)
         if RL in needed:
             if config.data.rl is None:
                 raise ConfigError(f"data.rl is needed by method '{config.method.name}'")
-            prompts = encode_prompts(load_problems(config.data.rl), tokenizer, config.data, context - new)
+            found = record.load("data.rl", config.data.rl, *config.data.rl_more)
+            prompts = encode_prompts(found, tokenizer, config.data, context - new)
         if SFT in needed:
-            origin = config.data.sft or config.data.rl
+            key, origin, more = "data.sft", config.data.sft, config.data.sft_more
+            if origin is None:
+                key, origin, more = "data.rl", config.data.rl, config.data.rl_more
             if origin is None:
                 raise ConfigError(f"data.sft is needed by method '{config.method.name}'")
-            traces = encode_traces(load_problems(origin), tokenizer, config.data, context)
-        eval_new = config.evaluation.max_new_tokens or new
-        evaluation: dict[str, list[EncodedPrompt]] = {}
-        for held_out in config.data.evaluation:
+            traces = encode_traces(record.load(key, origin, *more), tokenizer, config.data, context)
+        evaluation: dict[str, HeldOut] = {}
+        for number, held_out in enumerate(config.data.evaluation):
             name = source_name(held_out)
             if name in evaluation:
                 raise ConfigError(
                     f"two evaluation sets are called '{name}'; give them different data.evaluation.N.name"
                 )
-            evaluation[name] = encode_prompts(load_problems(held_out), tokenizer, config.data, context - eval_new)
+            most = held_out.max_new_tokens or config.evaluation.max_new_tokens or new
+            asked = encode_prompts(
+                record.load(f"data.evaluation.{number}", held_out), tokenizer, config.data, context - most
+            )
+            params = SamplingParams(most, held_out.temperature, 1.0, stops, config.run.seed)
+            evaluation[name] = HeldOut(asked, params, held_out.answers, held_out.every)
         _check_held_out(prompts, evaluation)
     with shown(f"loading {source}"):
         policy = build_policy(
@@ -153,10 +165,11 @@ def _open(
             reference=RL in needed and config.objective.kl_coefficient > 0,
             adapter_path=config.adapter.path if method.uses_adapter else None,
         )
-    reward = config.reward
-    verifier = stack.enter_context(
-        MathVerifier(reward.workers, reward.cpu_seconds, reward.wall_seconds, reward.memory_gib)
-    )
+    rewards = Rewards(settings_of(config.reward))
+    stack.callback(rewards.close)
+    if layout.is_main:  # what cannot be judged is said now; the processes of other ranks start when they are needed
+        held = [p.problem for found in evaluation.values() for p in found.prompts]
+        rewards.prepare({problem.reward for problem in [*(p.problem for p in prompts), *held]})
 
     def decode(tokens: Any) -> str:
         return tokenizer.decode(tokens, skip_special_tokens=True)
@@ -169,7 +182,7 @@ def _open(
         for engine in remote:
             stack.callback(engine.close)
         engines = list(remote)
-    judge = Judge(verifier, decode)
+    judge = Judge(rewards, decode)
     collectors = [Collector(config, engine, judge, layout) for engine in engines]
     seed = config.run.seed
     prompt_order = ShuffledSampler(max(len(prompts), 1), seed + _RL_ORDER)
@@ -199,18 +212,19 @@ def _open(
         prompt_order=prompt_order,
         trace_order=ShuffledSampler(max(len(traces), 1), seed + _SFT_ORDER),
         evaluation=evaluation,
+        record=record,
+        examiner=Judge(rewards, decode, noise=False),
         sampling=sampling,
-        greedy=SamplingParams(eval_new, 0.0, 1.0, stops, seed),
     )
 
 
-def _check_held_out(prompts: list[EncodedPrompt], evaluation: dict[str, list[EncodedPrompt]]) -> None:
+def _check_held_out(prompts: list[EncodedPrompt], evaluation: dict[str, HeldOut]) -> None:
     """Evaluation on training problems would measure memory: refuse it."""
     trained = {p.problem.prompt for p in prompts}
     for name, held_out in evaluation.items():
-        shared = [p.problem for p in held_out if p.problem.prompt in trained]
+        shared = [p.problem for p in held_out.prompts if p.problem.prompt in trained]
         if shared:
             raise DataError(
-                f"{len(shared)} of {len(held_out)} problems of evaluation set '{name}' are training prompts, the first:"
-                f" {shared[0]}; use another split or `limit`"
+                f"{len(shared)} of {len(held_out.prompts)} problems of evaluation set '{name}' are training prompts, "
+                f"the first: {shared[0]}; use another split or `limit`"
             )

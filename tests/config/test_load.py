@@ -242,7 +242,8 @@ class TestFiles:
         text = "\ufeffdata:\n  rl: &rl {task: running_sums, seed: 1}\n  sft: {<<: *rl, seed: 2}\n  evaluation: [*rl]\n"
         config = load(text)
         assert (config.data.rl.seed, config.data.sft.seed, config.data.sft.task) == (1, 2, "running_sums")
-        assert config.data.evaluation == [config.data.rl]
+        (held_out,) = config.data.evaluation
+        assert config.data.rl.model_dump().items() <= held_out.model_dump().items()
 
     def test_paths(self, load, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", "/home/someone")

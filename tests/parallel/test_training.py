@@ -65,7 +65,7 @@ def test_every_layout_goes_on_where_another_stopped(whole, tmp_path):
 def test_one_rank_of_four_is_killed_and_the_resumed_run_is_exact(tmp_path, seed):
     """SIGKILL of a random rank at a random moment: it is named, the run ends within a minute, nothing is left over,
     and the resumed run ends with the metrics and weights of one that nobody disturbed."""
-    layout = ("parallel.tensor=2", "parallel.data=2")
+    layout = ("parallel.tensor=2", "parallel.data=2", "training.steps=3")
     undisturbed, directory = tmp_path / "undisturbed", tmp_path / "run"
     run(config_for(undisturbed, tmp_path, **FOUR_LAYERS), *QUIET, *layout)
     rng = random.Random(seed)

@@ -7,8 +7,9 @@ from fractions import Fraction
 
 import pytest
 
-from bridge_mcore.rewards.exact import canonical, clean, compare, number
-from bridge_mcore.rewards.units import unit_of
+from bridge_mcore.rewards.exact import canonical, clean, number
+from bridge_mcore.rewards.same import decide
+from bridge_mcore.rewards.units import measure
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,8 @@ def test_number(text: str, value: Fraction | int | None) -> None:
     ],
 )
 def test_unit(text: str, unit: str | None) -> None:
-    assert unit_of(text) == unit
+    measured = measure(canonical(text))
+    assert (measured and measured.unit) == unit
 
 
 @pytest.mark.parametrize(
@@ -130,20 +132,23 @@ def test_unit(text: str, unit: str | None) -> None:
         ("5 cm", "5 m", "incorrect"),
         (r"5\text{ cm}", r"5\text{ cm}^2", "incorrect"),
         (r"\text{no solution}", r"\varnothing", "correct"),
-        ("5 cm", "5", None),
-        (r"\pi", "3.14", None),
-        ("x", "y", None),
+        ("5 cm", "5", "correct"),
+        (r"\pi", "3.14", "incorrect"),
+        ("x", "y", "incorrect"),
         ("3/0", "5", None),
+        (r"\sin 2x", r"2\sin x\cos x", None),
+        (r"\sin 2x", r"\sin x\cos x", "incorrect"),
+        (r"\sum_{k=1}^n k", r"\frac{n(n+1)}{2}", None),
     ],
 )
-def test_compare(gold: str, answer: str, verdict: str | None) -> None:
-    found = compare(gold, answer)
-    assert (found and found.verdict) == verdict
+def test_decide(gold: str, answer: str, verdict: str | None) -> None:
+    decision, note = decide(gold, answer)
+    assert note and {True: "correct", False: "incorrect", None: None}[decision] == verdict
 
 
 @pytest.mark.parametrize("unit", ["1", "1,", "{", " ", "\\", "$", "\\text{", "a_", ". ", "\\left", "9^", "\\text{a"])
 def test_long_answers_take_no_time(unit: str) -> None:
     text = unit * (8000 // len(unit))
     start = time.process_time()
-    compare(clean(text), clean("5" + text + "5"))
+    decide(clean(text), clean("5" + text + "5"))
     assert time.process_time() - start < 2

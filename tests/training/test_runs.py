@@ -15,6 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bridge_mcore.cli.main import main
+from bridge_mcore.evaluation.records import read_records
+
 CONFIG = """
 run: {directory: DIRECTORY, seed: 3}
 model: {generated: {layers: 1, hidden_size: 64, heads: 2, kv_heads: 2, intermediate_size: 128,
@@ -28,7 +31,9 @@ data:
   template: plain
   rl: {task: running_sums, size: 37, difficulty: [2, 3]}
   sft: {task: running_sums, size: 11, difficulty: [2, 4], seed: 5}
-  evaluation: [{task: running_sums, split: test, size: 8, difficulty: [2, 4]}]
+  evaluation:
+  - {task: running_sums, split: test, size: 8, difficulty: [2, 4]}
+  - {task: running_sums, split: test, size: 3, difficulty: [2, 2], name: often, every: 2, answers: 2, temperature: 1.0}
 evaluation: {every: 3}
 checkpoint: {every: 2, keep: 2}
 monitoring: {tensorboard: false, figure: false}
@@ -71,7 +76,7 @@ def whole(tmp_path_factory) -> Path:
     return tmp_path / "run"
 
 
-def test_a_whole_run_leaves_what_it_promises(whole):
+def test_a_whole_run_leaves_what_it_promises(whole, tmp_path):
     rows = metrics_of(whole)
     assert [r["step"] for r in rows] == list(range(1, 9))
     for name in ("reward", "response_length", "gain", "lam", "j_sft", "j_rl", "j_rl_auxiliary", "groups_with_signal",
@@ -89,6 +94,25 @@ def test_a_whole_run_leaves_what_it_promises(whole):
     for name in ("export/config.json", "export/tokenizer.json", "export_peft/adapter", "config.yaml"):
         assert (whole / name).exists(), name
     assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step_00000006", "step_00000008"]
+    data = json.loads((whole / "data.json").read_text())
+    assert {k: v["problems"] for k, v in data.items()} == {
+        "data.rl": 37, "data.sft": 11, "data.evaluation.0": 8, "data.evaluation.1": 3
+    }  # fmt: skip
+    held_out = [json.loads(line) for line in (whole / "evaluation.jsonl").read_text().splitlines()]
+    assert {e["step"]: sorted(e["sets"]) for e in held_out} == {
+        0: ["often", "running_sums-test"], 2: ["often"], 3: ["running_sums-test"], 4: ["often"],
+        6: ["often", "running_sums-test"], 8: ["often", "running_sums-test"],
+    }  # fmt: skip
+    for line in held_out:  # a set with a period of its own does not count
+        assert line["accuracy"] == line["sets"].get("running_sums-test")
+        assert all(line["pass_at_k"][n] >= line["sets"][n] for n in line.get("pass_at_k", {}))
+    records = read_records(whole / "evaluations" / "step_00000006.jsonl")
+    assert [r.sample for r in records] == [0] * 8 + [0, 1] * 3
+    # The checkpoint, converted, is what the run exported.
+    with pytest.raises(SystemExit, match="0"):
+        main(["convert", "mcore-to-hf", str(whole), str(tmp_path / "merged"), "--merged"])
+    ours, theirs = (load_file(d / "model.safetensors") for d in (tmp_path / "merged", whole / "export"))
+    assert ours.keys() == theirs.keys() and all((ours[n] - theirs[n]).abs().max() < 1e-6 for n in ours)
 
 
 def test_sigkill_at_random_moments_and_resume_is_exact(whole, tmp_path, seed):

@@ -1,0 +1,143 @@
+"""`bridge-mcore data`: build training sets, look at what a model is given, count."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from bridge_mcore.config.types import Template
+from bridge_mcore.errors import ConfigError
+
+app = typer.Typer(
+    help="Build training sets from their published sources, and see exactly what a model is given.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+As_json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("prepare")
+def prepare(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A YAML file, or a built-in recipe; without one, they are listed.")
+    ] = "",
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe, changed.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace prepared data that lies at `output`.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="List a recipe's keys and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the card instead of the tables.")] = False,
+) -> None:
+    """Build RL prompts and SFT traces: read, filtered, decontaminated, paired, verified, described.
+
+    Writes train_rl.jsonl, train_sft.jsonl, card.json (what it was made of, with hashes), report.md, lengths.png, and
+    what was left out with reasons (dropped.jsonl, contamination.jsonl).
+
+    \b
+    Examples:
+      bridge-mcore data prepare paper
+      bridge-mcore data prepare paper files=DATA traces.path=DATA/deepmath output=data/paper
+      bridge-mcore data prepare mine.yaml limit.length=4096 tokenizer=MODEL template=qwen-boxed
+    """
+    from bridge_mcore.data.prepare.recipe import Recipe, built_in, load_recipe, recipe_path
+
+    if keys:
+        from bridge_mcore.config.keys import key_help
+
+        typer.echo(key_help(model=Recipe))
+        return
+    if not recipe:
+        for name in built_in():
+            with recipe_path(name).open(encoding="utf-8") as file:
+                typer.echo(f"{name:10} {file.readline().lstrip('# ').strip()}")
+        return
+    loaded = load_recipe(recipe, overrides or [])
+
+    from bridge_mcore.data.prepare.output import REPORT, write_prepared
+    from bridge_mcore.data.prepare.report import coverage_table, statistics_table
+    from bridge_mcore.monitoring.progress import track
+
+    def quiet(items, total, text):  # progress is printed where JSON goes
+        return items
+
+    card = write_prepared(loaded, force, quiet if as_json else track)
+    if as_json:
+        typer.echo(json.dumps(card, indent=1, ensure_ascii=False))
+        return
+    counts, matches = card["counts"], card["decontamination"]["matches"]
+    typer.echo(f"\n{coverage_table(card)}\n\n{statistics_table(card)}\n")
+    for name, found in counts["prompts"].items():
+        left = ", ".join(f"{stage} {n:,}" for stage, n in found.items() if stage != "kept")
+        typer.echo(f"{name}: kept {found.get('kept', 0):,} prompts" + (f"; left out: {left}" if left else ""))
+    if counts["traces"]:
+        typer.echo("traces: " + ", ".join(f"{what} {n:,}" for what, n in sorted(counts["traces"].items())))
+    if card["decontamination"]["evaluation"]:
+        typer.echo(f"evaluation problems met: {len(matches):,} ({card['decontamination']['policy']})")
+    typer.echo(f"→ {loaded.output}   ({counts['rl_rows']:,} prompts, {counts['sft_rows']:,} traces; {REPORT})")
+
+
+@app.command("preview")
+def preview(
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="A data file, a prepared directory, a generated task, or a recipe."),
+    ],
+    model: Annotated[
+        Path, typer.Option("--model", metavar="DIR", help="Directory of a model, or of a tokenizer alone.")
+    ],
+    template: Annotated[Template, typer.Option(help="How a problem becomes a prompt, as data.template.")] = "chat",
+    system_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="As data.system_prompt.", show_default=False)
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="As training.max_length.", show_default=False)
+    ] = None,
+    overlong: Annotated[Literal["error", "drop", "cut"], typer.Option(help="As data.overlong.")] = "error",
+    number: Annotated[int, typer.Option("-n", min=1, metavar="N", help="Problems to show.")] = 1,
+    problem: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="Show this one; its first digits do.", show_default=False)
+    ] = None,
+    prompts_only: Annotated[bool, typer.Option("--rl", help="The prompt alone, as a rollout continues it.")] = False,
+    tokens: Annotated[bool, typer.Option("--tokens", help="One line a token; + marks those trained on.")] = False,
+    as_json: As_json = False,
+) -> None:
+    """Show exactly the tokens that a model sees, which of them are trained on, and what ends an answer.
+
+    \b
+    Example:
+      bridge-mcore data preview data/paper --model Qwen2.5-Math-1.5B --template qwen-boxed --tokens
+    """
+    from bridge_mcore.config.schema import Data
+    from bridge_mcore.data import preview as show
+
+    try:
+        model = model.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{model}: there is no such user here; spell the directory out") from None
+    problems = show.find_problems(data, number, problem)
+    settings = Data(template=template, system_prompt=system_prompt, overlong=overlong)
+    found = show.preview(problems, model, settings, max_length, prompts_only)
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+    else:
+        typer.echo(show.text_of(found, tokens))
+
+
+@app.command("stats")
+def stats(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl, .json or .parquet file of problems.")],
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="DIR", help="Count this tokenizer's tokens.  [default: characters]"),
+    ] = None,
+    as_json: As_json = False,
+) -> None:
+    """Count a file's problems and traces, their sources and lengths, and check it against its card."""
+    from bridge_mcore.data.prepare.statistics import file_statistics, statistics_text
+
+    found = file_statistics(file, model)
+    typer.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else statistics_text(found))

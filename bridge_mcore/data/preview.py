@@ -1,0 +1,201 @@
+"""What a model is given, token by token: the same template, limit and stop rules that training uses, made visible."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from bridge_mcore.config.schema import GYM, TASKS, Data, DataSource
+from bridge_mcore.data.card import CARD
+from bridge_mcore.data.pairs import encode_prompts, encode_traces
+from bridge_mcore.data.problem import Problem
+from bridge_mcore.data.problems import load_problems
+from bridge_mcore.data.stops import load_tokenizer, stop_token_ids
+from bridge_mcore.data.templates import PromptTemplate
+from bridge_mcore.errors import CheckpointError, DataError
+
+_DATA_FILES = ("train_sft.jsonl", "train_rl.jsonl")
+
+
+@dataclass(frozen=True)
+class View:
+    """One sequence.
+
+    Attributes:
+        tokens: ids, in order.
+        pieces: the text of each token; a character of several tokens shows as U+FFFD in each.
+        trained: whether the loss is on the token; of a prompt alone, none is.
+        prompt, response: the texts before and after the place where training begins.
+        cut: the trace goes on beyond the limit; no end token follows.
+        left_out: why training would drop it, or None.
+    """
+
+    problem: Problem
+    tokens: list[int]
+    pieces: list[str]
+    trained: list[bool]
+    prompt: str
+    response: str
+    cut: bool
+    left_out: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for programs."""
+        problem = {"id": self.problem.id, "source": self.problem.source, "answer": self.problem.answer}
+        counts = {"tokens": len(self.tokens), "trained_tokens": sum(self.trained)}
+        rows = [
+            {"id": token, "text": piece, "trained": trained}
+            for token, piece, trained in zip(self.tokens, self.pieces, self.trained, strict=True)
+        ]
+        texts = {"prompt": self.prompt, "response": self.response, "cut": self.cut, "left_out": self.left_out}
+        return problem | counts | texts | {"sequence": rows}
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Views of some problems with one tokenizer and template, and what ends an answer to them."""
+
+    views: list[View]
+    template: str
+    stops: list[tuple[int, str]]
+    stop_texts: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for programs."""
+        stops = [{"id": token, "text": text} for token, text in self.stops]
+        rest = {"stop_tokens": stops, "stop_texts": list(self.stop_texts)}
+        return {"template": self.template, **rest, "problems": [view.as_json() for view in self.views]}
+
+
+def find_problems(data: str, number: int, wanted: str | None) -> list[Problem]:
+    """The first `number` problems of a file, prepared directory, generated task or recipe, or those of an id.
+
+    Raises DataError or ConfigError if `data` is none of these, or has no such id.
+    """
+    problems = _problems(data, None if wanted else number)
+    if wanted is not None:
+        problems = [problem for problem in problems if problem.id.startswith(wanted)]
+        if not problems:
+            raise DataError(f"{data} has no problem with an id that begins with {wanted}")
+    return problems[:number]
+
+
+def _problems(data: str, limit: int | None) -> list[Problem]:
+    path = Path(data).expanduser()
+    if path.is_dir() and (path / CARD).is_file():
+        path = next((path / name for name in _DATA_FILES if (path / name).is_file()), path)
+    if path.is_file() and path.suffix not in (".yaml", ".yml"):
+        return load_problems(DataSource(path=path, limit=limit, bad_rows="skip"))
+    if data in TASKS or data.startswith(GYM):
+        return load_problems(DataSource(task=data, size=limit or 64))
+    from bridge_mcore.data.prepare.read import Item, Opened, problems_of
+    from bridge_mcore.data.prepare.recipe import data_source, load_recipe
+
+    recipe = load_recipe(data)
+    origin = recipe.prompts[0]
+    opened = Opened("prompts.0", origin, data_source(recipe, origin), origin.name or data, {})
+    items = (item for item in problems_of(opened, streaming=True) if isinstance(item, Item))
+    found = islice(items, limit)
+    return [Problem(i.id, i.prompt, i.answer, next(iter(i.traces), None), i.source, i.reward) for i in found]
+
+
+def preview(
+    problems: Sequence[Problem], model: Path, data: Data, limit: int | None, prompts_only: bool = False
+) -> Preview:
+    """The sequences that training would make of problems, at most `limit` tokens long by `data.overlong`.
+
+    Raises CheckpointError for a directory without a usable tokenizer, ConfigError for a template that does not suit
+    it, DataError where training would stop.
+    """
+    tokenizer = _tokenizer(model)
+    template = PromptTemplate(tokenizer, data.template, data.system_prompt)
+    views = [_view(problem, tokenizer, data, limit or sys.maxsize, prompts_only) for problem in problems]
+    stops = [(token, _text(tokenizer, [token])) for token in stop_token_ids(model, template)]
+    return Preview(views, data.template, stops, template.stop_texts)
+
+
+def _view(problem: Problem, tokenizer: Any, data: Data, limit: int, prompts_only: bool) -> View:
+    counts: Counter[str] = Counter()
+    try:
+        if prompts_only or problem.trace is None:
+            tokens = encode_prompts([problem], tokenizer, data, limit, counts)[0].tokens
+            start = len(tokens)
+        else:
+            encoded = encode_traces([problem], tokenizer, data, limit, counts)[0]
+            tokens, start = encoded.tokens, encoded.prompt_length
+    except DataError as error:
+        if not counts["dropped"]:
+            raise
+        return View(problem, [], [], [], "", "", False, str(error))
+    pieces = [_text(tokenizer, [token]) for token in tokens]
+    trained = [position >= start for position in range(len(tokens))]
+    texts = _text(tokenizer, tokens[:start]), _text(tokenizer, tokens[start:])
+    return View(problem, tokens, pieces, trained, *texts, bool(counts["cut"]) or not problem.finished, None)
+
+
+def _text(tokenizer: Any, tokens: list[int]) -> str:
+    return str(tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _tokenizer(model: Path) -> Any:
+    if not model.is_dir():
+        raise CheckpointError(f"{model} is no directory; give a model's directory, or a tokenizer's")
+    try:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    except (OSError, ValueError, AttributeError):
+        size = None  # a tokenizer alone
+    if isinstance(size, int):
+        return load_tokenizer(model, size)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:  # transformers raises many types for an unreadable tokenizer
+        raise CheckpointError(f"the tokenizer of {model} cannot be loaded: {error}") from error
+
+
+def text_of(found: Preview, with_tokens: bool = False) -> str:
+    """A preview for people: what the model sees, a line, what it learns; with `with_tokens`, one line a token."""
+    parts = []
+    for view in found.views:
+        parts.append(f"{view.problem}\nanswer  {view.problem.answer}")
+        if view.left_out is not None:
+            parts.append(f"left out: {view.left_out}")
+            continue
+        learned = sum(view.trained)
+        parts.append(_ruled(f"the model sees: {len(view.tokens) - learned} tokens, not trained on", view.prompt))
+        if learned:
+            end = "cut at the limit: no end token" if view.cut else f"the last is {view.pieces[-1]!r}"
+            parts.append(_ruled(f"and learns: {learned} tokens ({end})", view.response))
+        else:
+            parts.append("── and the policy goes on from here")
+        if with_tokens:
+            width = max(len(str(token)) for token in view.tokens)
+            rows = zip(view.tokens, view.pieces, view.trained, strict=True)
+            parts.append("\n".join(f"{'+' if t else ' '} {token:>{width}}  {piece!r}" for token, piece, t in rows))
+        else:
+            parts.append(f"ids  {_ids(view.tokens)}")
+        parts.append("")
+    stops = ", ".join(f"{token} {text!r}" for token, text in found.stops)
+    parts.append(f"template {found.template}; an answer ends at {stops}")
+    if found.stop_texts:
+        parts.append(f"a base model may go on all the same; cut its answer at {', '.join(map(repr, found.stop_texts))}")
+    return "\n".join(parts)
+
+
+def _ruled(title: str, text: str) -> str:
+    return f"── {title} {'─' * max(0, 90 - len(title))}\n" + text.replace("\n", "↵\n")
+
+
+def _ids(tokens: list[int], ends: int = 24) -> str:
+    if len(tokens) <= 2 * ends:
+        return " ".join(map(str, tokens))
+    left = len(tokens) - 2 * ends
+    return f"{' '.join(map(str, tokens[:ends]))} … {left} more … {' '.join(map(str, tokens[-ends:]))}"

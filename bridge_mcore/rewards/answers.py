@@ -1,0 +1,288 @@
+r"""See what kind of answer a text is: a value, a list, a set, a tuple, an interval, a matrix, an equation, words.
+
+Only the structure is read here; the formulas in it stay text.
+"""
+
+from __future__ import annotations
+
+import re
+
+from bridge_mcore.rewards.exact import canonical
+from bridge_mcore.rewards.formula import Unreadable, read_formula
+from bridge_mcore.rewards.primes import TooHard
+from bridge_mcore.rewards.structure import Answer, Piece, flat, plain_words, spans, split
+from bridge_mcore.rewards.terms import Arithmetic
+from bridge_mcore.rewards.units import has_doubt, measure
+
+#: Items in one list, rows in one matrix.
+MAX_ITEMS = 100
+_MAX_NESTING = 12
+_RELATIONS = frozenset(["=", "<", ">", r"\le", r"\ge", r"\ne", r"\approx", r"\in"])
+_SEPARATORS = frozenset([",", ";", "and", "or", r"\lor", r"\vee", r"\wedge", r"\land"])
+_MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_NUMERAL = re.compile(
+    r"(?P<sign>-?)(?:\\text\{)?(?P<digits>[0-9A-Za-z]+(?:,[0-9A-Za-z]{3})*(?:\.[0-9A-Za-z]+)?)\}?"
+    r"_(?:\{(?:\\text\{)?(?P<base>\d+|[a-z]+)\}?\}|(?P<b1>\d))",
+    re.ASCII,
+)
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"}
+_CHOICE = re.compile(r"\(?(?P<letter>[A-J])(?P<end>\)?[.:)]?)(?P<content>.*)", re.DOTALL)
+_OTHER_CHOICE = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])|\b(?:or|and|not)\b")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z .'-]*")
+_REALS = {r"\mathbb{R}", r"\mathbbR", r"\R", "all real numbers", "all reals", "all real x"}
+_EMPTY = {r"\emptyset", r"\{\}", "no solution", "no solutions", "empty set", "there are no solutions"}
+
+
+def read(text: str, depth: int = 0, thousands: bool = True) -> Answer:
+    """The structure of the canonical ``text``.
+
+    :raises Unreadable: it has none, or too much of it.
+    """
+    if depth > _MAX_NESTING or not text:
+        raise Unreadable
+    for _ in range(3):
+        if not text.startswith("{") or not spans(text):
+            break
+        text = canonical(text[1:-1])
+        if not text:
+            raise Unreadable
+    words = plain_words(text)
+    if words in _EMPTY or text in _EMPTY:
+        return Answer("set", text)
+    if words in _REALS or text in _REALS:
+        return Answer("region", text, pieces=(Piece(r"-\infty", r"\infty", False, False),))
+    if depth == 0 and (choice := _choice(text)):
+        return choice
+    parts, separators = split(text, _SEPARATORS, thousands)
+    if separators:
+        return _list(text, parts, separators, depth)
+    parts, unions = split(text, frozenset([r"\cup", r"\setminus"]))
+    if unions:
+        return _union(text, parts, unions, depth)
+    parts, signs = split(text, _RELATIONS)
+    if signs:
+        return _relation(text, parts, signs, depth)
+    if found := _NUMERAL.fullmatch(text):
+        base = found["base"] or found["b1"]
+        base = _BASES.get(base, base)
+        if base.isdigit() and any(digit.isdigit() for digit in found["digits"]) and 2 <= int(base[:4]) <= 36:
+            digits = found["digits"].replace(",", "").upper().lstrip("0")
+            return Answer("numeral", found["sign"] + digits, label=base)
+    if found := _MATRIX.fullmatch(text):
+        return _matrix(text, found, depth)
+    if bracketed := _bracketed(text, depth):
+        return bracketed
+    parts, colons = split(text, frozenset([":"]))
+    if colons and all(parts):
+        return Answer("ratio", text, tuple(Answer("value", part) for part in parts))
+    if _is_words(text, words):
+        return Answer("words", text)
+    return Answer("value", text)
+
+
+def _is_words(text: str, words: str) -> bool:
+    if not _WORDS.fullmatch(flat(text)):
+        return False
+    return text.startswith(r"\text{") or any(len(word) > 3 for word in words.split()) or words in ("yes", "no", "odd")
+
+
+def _choice(text: str) -> Answer | None:
+    r"""``C``, ``(C)``, ``C.``, ``(C) 12``: a letter, committed to, with perhaps the text of that choice."""
+    text = flat(text)
+    found = _CHOICE.fullmatch(text)
+    if found is None or (text.startswith("(") != found["end"].startswith(")") and found["end"] != ")"):
+        return None
+    content = found["content"].strip()
+    if content:
+        if (
+            not found["end"]
+            or content[0] in ",;+*/^_=<>!)"
+            or content.startswith(r"\approx")
+            or _OTHER_CHOICE.search(content)
+        ):
+            return None
+        if not _is_content(content):
+            return None
+    return Answer("choice", content, label=found["letter"])
+
+
+def _is_content(content: str) -> bool:
+    """One answer, which may follow the letter of its choice."""
+    try:
+        inner = read(canonical(content), 1)
+    except Unreadable:
+        return False
+    if inner.kind != "value":
+        return inner.kind in ("words", "tuple", "region", "set", "ratio") and not has_doubt(content)
+    value = measure(inner.text)
+    try:
+        return value is not None and read_formula(value.value, Arithmetic()) is not None
+    except (Unreadable, TooHard):
+        return False
+
+
+def _list(text: str, parts: list[str], separators: list[str], depth: int) -> Answer:
+    # `2, 3, and 4` has an empty part between its two separators
+    parts = [part for part in parts if part]
+    if not parts or len(parts) > MAX_ITEMS:
+        raise Unreadable
+    items = tuple(read(part, depth + 1) for part in parts)
+    if len(items) == 1:
+        if "or" in separators or "and" in separators:
+            raise Unreadable
+        return items[0]
+    if set(separators) & {"or", r"\lor", r"\vee"} and all(item.kind == "region" for item in items):
+        label = {item.label for item in items}
+        if len(label) == 1:
+            return Answer("region", text, pieces=tuple(p for item in items for p in item.pieces), label=label.pop())
+    return Answer("list", text, items)
+
+
+def _union(text: str, parts: list[str], signs: list[str], depth: int) -> Answer:
+    pieces: list[Piece] = []
+    label = ""
+    read_parts = [read(part, depth + 1) for part in parts]
+    if r"\setminus" not in signs and all(item.kind == "set" for item in read_parts):
+        return Answer("set", text, tuple(one for item in read_parts for one in item.items))
+    for i, item in enumerate(read_parts):
+        if i and signs[i - 1] == r"\setminus":
+            # Only all reals without some points; the points cut it.
+            if item.kind != "set" or len(pieces) != 1 or pieces[0] != Piece(r"-\infty", r"\infty", False, False):
+                raise Unreadable
+            pieces = without_points([one.text for one in item.items])
+            continue
+        label = label or item.label
+        if item.kind == "set":
+            pieces += [Piece(one.text, one.text, True, True) for one in item.items]
+        else:
+            pieces += as_region(item).pieces
+    return Answer("region", text, pieces=tuple(pieces), label=label)
+
+
+def without_points(points: list[str]) -> list[Piece]:
+    """All reals but one point. Several would have to be sorted."""
+    if len(points) != 1:
+        raise Unreadable
+    return [Piece(r"-\infty", points[0], False, False), Piece(points[0], r"\infty", False, False)]
+
+
+def as_region(answer: Answer) -> Answer:
+    """The region that an answer is or, for a pair in round brackets, may be.
+
+    :raises Unreadable: it is none.
+    """
+    if answer.kind == "region":
+        return answer
+    if answer.kind == "tuple" and len(answer.items) == 2 and answer.text.startswith("("):
+        low, high = answer.items
+        return Answer("region", answer.text, pieces=(Piece(low.text, high.text, False, False),))
+    raise Unreadable
+
+
+_NO_NAMES = "frac|sqrt|pi|infty|text|pm|mp|log|ln|sin|cos|tan|binom"
+_NAME = re.compile(
+    rf"(?:\\overline\{{[A-Z ]+\}}|\\(?!{_NO_NAMES})[A-Za-z]+(?![A-Za-z])|[A-Za-z]|_(?:\{{[^{{}}]*\}}|\w)|'"
+    r"|\^\{?\\prime\}?"
+    r"|\((?:[A-Za-z](?:,[A-Za-z])*|-?\d+)\)|\\text\{[^{}]*\}| )+"
+)
+
+
+def is_name(text: str) -> bool:
+    """``x``, ``AB``, ``f(x)``, ``\\angle ABC``, ``m_{\\max}``, ``(x, y)``: what stands left of the = of an answer."""
+    return len(text) <= 60 and _NAME.fullmatch(text) is not None and text not in ("e", "i")
+
+
+def _relation(text: str, parts: list[str], signs: list[str], depth: int) -> Answer:
+    if len(parts) > 6 or not parts[-1]:
+        raise Unreadable
+    if not parts[0]:
+        if signs != [r"\approx"]:
+            raise Unreadable
+        return read(parts[1], depth + 1)
+    if r"\in" in signs:
+        if len(signs) != 1 or not is_name(parts[0]):
+            raise Unreadable
+        inner = read(parts[1], depth + 1)
+        if inner.kind == "tuple":
+            inner = as_region(inner)
+        return Answer(inner.kind, text, inner.items, inner.signs, inner.pieces, label=parts[0])
+    if all(sign in ("<", ">", r"\le", r"\ge") for sign in signs) and (pieces := _inequality(parts, signs)):
+        return Answer("region", text, pieces=(pieces[1],), label=pieces[0])
+    if signs == [r"\ne"] and is_name(parts[0]):
+        return Answer("region", text, pieces=tuple(without_points([parts[1]])), label=parts[0])
+    items = tuple(read(part, depth + 1) for part in parts)
+    return Answer("relation", text, items, tuple(signs))
+
+
+def _inequality(parts: list[str], signs: list[str]) -> tuple[str, Piece] | None:
+    """The variable and interval of ``x > 1``, ``1 < x`` and ``1 < x \\le 2``."""
+    names = [i for i, part in enumerate(parts) if is_name(part)]
+    if len(names) != 1 or len(parts) > 3 or (len(parts) == 3 and names != [1]):
+        return None
+    if any(sign in (">", r"\ge") for sign in signs):
+        if any(sign in ("<", r"\le") for sign in signs):
+            return None
+        turned = {">": "<", r"\ge": r"\le"}
+        parts, signs = parts[::-1], [turned[sign] for sign in signs[::-1]]
+    at = parts.index(parts[names[0]] if len(parts) == 3 else next(part for part in parts if is_name(part)))
+    low, high = (parts[at - 1] if at else r"-\infty"), (parts[at + 1] if at + 1 < len(parts) else r"\infty")
+    closed_low = at > 0 and signs[at - 1] == r"\le"
+    closed_high = at < len(signs) and signs[at] == r"\le"
+    if re.search(r"(?<![A-Za-z\\])[A-Za-df-hj-z](?![A-Za-z])", re.sub(r"\\[A-Za-z]+", " ", low + " " + high)):
+        return None  # x < y has no ends that are numbers
+    return parts[at], Piece(low, high, closed_low, closed_high)
+
+
+def _matrix(text: str, found: re.Match[str], depth: int) -> Answer:
+    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", found[2]) if row.strip()]
+    if not rows or len(rows) > MAX_ITEMS or r"\begin" in found[2]:
+        raise Unreadable
+    items = []
+    for row in rows:
+        cells = row.split("&")
+        if len(cells) > MAX_ITEMS:
+            raise Unreadable
+        items.append(Answer("tuple", row, tuple(read(cell.strip(), depth + 1) for cell in cells)))
+    # vertical bars make it a determinant
+    return Answer("matrix", text, tuple(items), label="|" if found[1][0] in "vV" else "")
+
+
+_BUILDER = re.compile(r"(?P<name>[a-z])(?:\\in ?\\mathbb\{R\}|\\in ?\\mathbb ?R)?(?:\\mid|\||:)(?P<condition>.*)")
+
+
+def _bracketed(text: str, depth: int) -> Answer | None:
+    """A set, tuple or interval, if the first bracket of ``text`` closes at its end."""
+    opening = next((mark for mark in (r"\{", r"\langle", "(", "[", "{") if text.startswith(mark)), None)
+    closing = next((mark for mark in (r"\}", r"\rangle", ")", "]", "}") if text.endswith(mark)), None)
+    if opening is None or closing is None or not spans(text):
+        return None
+    inner = text[len(opening) : -len(closing)].strip()
+    if opening == r"\{" and (builder := _BUILDER.fullmatch(inner)):
+        region = read(builder["condition"], depth + 1)
+        if region.kind != "region" or region.label != builder["name"]:
+            raise Unreadable
+        return region
+    if opening == r"\{" and ("|" in inner or ":" in inner or r"\mid" in inner):
+        raise Unreadable
+    if (opening, closing) == ("(", ")") and not split(inner, _SEPARATORS, False)[1]:
+        return read(inner, depth + 1)
+    parts, separators = split(inner, _SEPARATORS, ";" in inner)
+    if any(sign in ("or", r"\lor", r"\vee") for sign in separators) or not all(parts) or len(parts) > MAX_ITEMS:
+        raise Unreadable
+    items = tuple(read(part, depth + 1) for part in parts)
+    if opening in (r"\{", "{"):
+        if closing not in (r"\}", "}"):
+            raise Unreadable
+        return Answer("set", text, items)
+    if opening == r"\langle":
+        return Answer("tuple", text, items)
+    if (opening, closing) == ("(", ")"):
+        return Answer("tuple", text, items)
+    if len(items) == 2:
+        low, high = (item.text for item in items)
+        return Answer("region", text, pieces=(Piece(low, high, opening == "[", closing == "]"),))
+    if (opening, closing) == ("[", "]") and len(items) == 1:
+        return None
+    if (opening, closing) == ("[", "]"):
+        return Answer("tuple", text, items)
+    raise Unreadable

@@ -1,0 +1,1 @@
+"""The box that candidate programs run in; see :mod:`bridge_mcore.rewards.sandbox`. Standard library only."""

@@ -1,0 +1,71 @@
+"""What data a run saw, in its own directory: `data.json`, with hashes and the cards of prepared files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bridge_mcore.config.schema import Config, DataSource
+from bridge_mcore.data.card import card_of, file_hash
+from bridge_mcore.data.problem import Problem
+from bridge_mcore.data.problems import load_problems, source_name
+
+DATA_FILE = "data.json"
+
+
+class DataRecord:
+    """Loads sources for a run and notes what each one held."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.entries: dict[str, dict[str, Any]] = {}
+
+    def load(self, key: str, *sources: DataSource) -> list[Problem]:
+        """The problems of several sources, one after another; `key` is where the first stands in the configuration.
+
+        Raises DataError if a prepared file is no longer the one that its card describes.
+        """
+        problems: list[Problem] = []
+        for number, source in enumerate(sources):
+            found = load_problems(source, self.config.reward.verifier)
+            self._note(f"{key}_more.{number - 1}" if number else key, source, found)
+            problems += found
+        return problems
+
+    def _note(self, key: str, source: DataSource, problems: Sequence[Problem]) -> None:
+        rewards = sorted({p.reward for p in problems})
+        entry: dict[str, Any] = {"name": source_name(source), "problems": len(problems), "rewards": rewards}
+        entry["sha256"] = digest(problems)
+        if source.path is not None:
+            card = card_of(source.path)
+            entry["file"] = {"path": str(source.path.absolute()), **_file_facts(source.path)}
+            if card is not None:
+                entry["card"] = card
+        elif source.dataset is not None:
+            entry["dataset"] = {
+                "id": source.dataset, "config": source.dataset_config, "revision": source.dataset_revision,
+                "split": source.split,
+            }  # fmt: skip
+        self.entries[key] = entry
+
+    def write(self, directory: Path) -> None:
+        """Write data.json."""
+        (directory / DATA_FILE).write_text(json.dumps(self.entries, indent=1, ensure_ascii=False) + "\n")
+
+
+def digest(problems: Sequence[Problem]) -> str:
+    """SHA-256 of problems in their order: prompts, answers, traces and rewards."""
+    found = hashlib.sha256()
+    for p in problems:
+        found.update(json.dumps([p.prompt, p.answer, p.trace, p.reward]).encode() + b"\n")
+    return found.hexdigest()
+
+
+def _file_facts(path: Path) -> dict[str, Any]:
+    path = path.expanduser()
+    if path.is_dir():  # all files of a directory are one source
+        return {"files": {str(p.relative_to(path)): file_hash(p) for p in sorted(path.rglob("*")) if p.is_file()}}
+    return {"sha256": file_hash(path), "bytes": path.stat().st_size}

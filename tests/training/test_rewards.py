@@ -1,0 +1,131 @@
+"""From verdicts to rewards: several kinds in one step, form, length and noise, and evaluations without it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from bridge_mcore.config.rewards import Form, Length, Reward
+from bridge_mcore.config.schema import Config
+from bridge_mcore.config.schema import Rollout as RolloutConfig
+from bridge_mcore.data.pairs import EncodedPrompt
+from bridge_mcore.data.problem import Problem
+from bridge_mcore.evaluation.evaluate import HeldOut, evaluate
+from bridge_mcore.rewards.judge import Judge
+from bridge_mcore.rewards.mixed import Rewards, settings_of
+from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
+from bridge_mcore.training.collect import Collector
+
+PARAMS = SamplingParams(32)
+PROBLEMS = [
+    Problem("0", "1 + 1?", "2", None, "sums", "math"),
+    Problem("1", "Which letter?", "C", None, "letters", "choice"),
+    Problem("2", "Who?", "Ann is a knight, Bob is a knave", None, "island", "logic"),
+]
+RESPONSES = [
+    (r"\boxed{2}", r"\boxed{3}"),
+    (r"\boxed{C}", "no box"),
+    (r"\boxed{Bob is a knave, Ann is a knight}", r"\boxed{Ann is a knave, Bob is a knave}"),
+]
+
+
+def spelt(text: str) -> tuple[int, ...]:
+    return tuple(text.encode())
+
+
+def rollout(key: int, text: str, finished: bool = True) -> Rollout:
+    return Rollout(key, (1,), spelt(text), np.zeros(len(text), np.float32), finished, 0)
+
+
+class Canned:
+    """An engine that says what it is told to."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts, self.asked = list(texts), []
+
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[Rollout]:
+        self.asked.append((len(requests), params))
+        return [rollout(r.key, self.texts[r.key]) for r in requests]
+
+
+def collect(world, section: Reward, responses=RESPONSES):
+    config = Config(reward=section, rollout=RolloutConfig(samples_per_prompt=2))
+    rewards = Rewards(settings_of(section))
+    try:
+        judge = Judge(rewards, lambda tokens: bytes(tokens).decode())
+        collector = Collector(config, Canned([]), judge, world[1])  # type: ignore[arg-type]
+        prompts = [EncodedPrompt(problem, [1]) for problem in PROBLEMS]
+        rollouts = [rollout(i, text) for i, text in enumerate(t for pair in responses for t in pair)]
+        return collector.judged(prompts, rollouts, PARAMS, 0.0, 0)
+    finally:
+        rewards.close()
+
+
+def test_each_problem_is_judged_by_its_own_reward(world):
+    found = collect(world, Reward())
+    assert [v.verdict for v in found.verdicts] == ["correct", "incorrect"] * 3
+    assert found.metrics["reward"] == pytest.approx(0.5)
+    assert [math.copysign(1, s.advantage) for s in found.samples] == [1, -1] * 3
+    assert "correct" not in found.metrics and "reward_form" not in found.metrics
+
+
+def test_form_and_length_are_added_and_shown_apart(world):
+    section = Reward(
+        incorrect=-1.0,
+        form=Form(one_box=True, bonus=0.25, penalty=0.5),
+        length=Length(kind="linear", limit=100, weight=0.1),
+    )
+    found = collect(world, section)
+    form = [0.25, 0.25, 0.25, -0.5, 0.25, 0.25]
+    length = [-0.1 * len(good) / 100 if i == 0 else 0 for pair in RESPONSES for i, good in enumerate(pair)]
+    values = [v + f + n for v, f, n in zip([1, -1] * 3, form, length, strict=True)]
+    assert found.metrics["reward"] == pytest.approx(sum(values) / 6, abs=1e-6)
+    assert found.metrics["reward_form"] == pytest.approx(sum(form) / 6, abs=1e-6)
+    assert found.metrics["reward_length"] == pytest.approx(sum(length) / 6, abs=1e-6)
+    assert found.metrics["correct"] == 0.5
+
+
+def test_noise_is_in_rewards_and_not_in_evaluations(world):
+    noisy = Reward(noise=1.0)
+    assert [v.verdict for v in collect(world, noisy).verdicts] == ["incorrect", "correct"] * 3
+    rewards = Rewards(settings_of(noisy))
+    try:
+        examiner = Judge(rewards, lambda tokens: bytes(tokens).decode(), noise=False)
+        texts = [t for pair in RESPONSES for t in pair] + [r"\boxed{2}", "?", "?"]
+        engine = Canned(texts)
+        sets = {
+            "pairs": HeldOut([EncodedPrompt(p, [1]) for p in PROBLEMS], PARAMS, answers=2),
+            "rare": HeldOut([EncodedPrompt(PROBLEMS[0], [1])], PARAMS, answers=3, every=7),
+        }
+        found = evaluate(sets, engine, examiner, world[1])  # type: ignore[arg-type]
+    finally:
+        rewards.close()
+    assert found.sets == {"pairs": 0.5, "rare": pytest.approx(1 / 3)}
+    assert found.pass_at == {"pairs": 1.0, "rare": 1.0}
+    assert (found.accuracy, found.counted) == (0.5, 3)
+    assert engine.asked == [(9, PARAMS)]  # both sets in one call: they are sampled alike
+    assert [(r.set, r.id, r.sample) for r in found.records[4:8]] == [
+        ("pairs", "2", 0), ("pairs", "2", 1), ("rare", "0", 0), ("rare", "0", 1),
+    ]  # fmt: skip
+    assert found.records[0].answer == "2" and found.records[3].answer is None
+
+
+def test_a_plugin_judges_with_a_score(world, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def score(response, gold, prompt):\n    return 0.25 if 'C' in response else 1.0\n")
+    section = Reward(partial=True)
+    problems = [Problem(p.id, p.prompt, p.answer, None, p.source, f"plugin:{file}:score") for p in PROBLEMS]
+    config = Config(reward=section, rollout=RolloutConfig(samples_per_prompt=1))
+    rewards = Rewards(settings_of(section))
+    try:
+        judge = Judge(rewards, lambda tokens: bytes(tokens).decode())
+        collector = Collector(config, Canned([]), judge, world[1])  # type: ignore[arg-type]
+        rollouts = [rollout(i, good) for i, (good, _) in enumerate(RESPONSES)]
+        found = collector.judged([EncodedPrompt(p, [1]) for p in problems], rollouts, PARAMS, 0.0, 0)
+    finally:
+        rewards.close()
+    assert found.metrics["reward"] == pytest.approx((1 + 0.25 + 1) / 3)
+    assert found.metrics["correct"] == pytest.approx(2 / 3)
