@@ -186,7 +186,8 @@ def text_of(found: Preview, with_tokens: bool = False) -> str:
     stops = ", ".join(f"{token} {text!r}" for token, text in found.stops)
     parts.append(f"template {found.template}; an answer ends at {stops}")
     if found.stop_texts:
-        parts.append(f"a base model may go on all the same; cut its answer at {', '.join(map(repr, found.stop_texts))}")
+        texts = ", ".join(map(repr, found.stop_texts))
+        parts.append(f"a base model may go on all the same: what comes after {texts} is neither judged nor trained on")
     return "\n".join(parts)
 
 

@@ -68,11 +68,12 @@ def evaluate(
     records: dict[int, Record] = {}
     for params in dict.fromkeys(held.params for held in sets.values()):
         asked = [i for i in mine if sets[work[i][0]].params == params]
-        rollouts = engine.generate([Request(first_key + i, tuple(work[i][1].tokens)) for i in asked], params)
+        requests = [Request(first_key + i, tuple(work[i][1].tokens)) for i in asked]
+        rollouts = judge.stopped(engine.generate(requests, params))
         problems = [work[i][1].problem for i in asked]
         verdicts = judge.verify(problems, rollouts, [work[i][2] for i in asked])
         for i, problem, rollout, verdict in zip(asked, problems, rollouts, verdicts, strict=True):
-            response = judge.decode(rollout.tokens)
+            response = judge.read(rollout)
             records[i] = Record(
                 set=work[i][0], id=problem.id, sample=work[i][2], prompt=problem.prompt,
                 gold=shown_gold(problem.answer), response=response, answer=answer_of(problem, response),

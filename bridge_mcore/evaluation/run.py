@@ -25,6 +25,7 @@ from bridge_mcore.monitoring.progress import say, track
 from bridge_mcore.rewards.protocol import Attempt
 from bridge_mcore.rewards.verdict import Verdict
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
+from bridge_mcore.rollout.stop_text import cut_at_text, without_stop
 
 SETTINGS_FILE = "settings.json"
 #: Samples of one problem are so many numbers apart: more problems or more samples leave the others' draws as they are.
@@ -215,7 +216,12 @@ def judged(work: Work, rollouts: Sequence[Rollout], template: PromptTemplate, ju
     """Records of answers, whose keys say to which problem and sample they belong."""
     places = [(r.key % _KEYS, r.key // _KEYS) for r in rollouts]
     problems = [work.problems[i] for i, _ in places]
-    texts = [str(template.tokenizer.decode(list(r.tokens), skip_special_tokens=True)) for r in rollouts]
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(template.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    rollouts = [cut_at_text(r, template.stop_texts, decode) for r in rollouts]
+    texts = [without_stop(decode(r.tokens), template.stop_texts) for r in rollouts]
     attempts = [
         Attempt(p.answer, text, p.prompt, p.id, j, len(r.tokens), r.finished)
         for p, text, (_, j), r in zip(problems, texts, places, rollouts, strict=True)

@@ -76,6 +76,7 @@ _COMMANDS = re.compile(r"[\\${}=<>!~^]")
 _SPELLING = [
     (re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?|\\(?:displaystyle|textstyle)(?![A-Za-z])"), ""),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|textup|mathrm|mbox|operatorname|rm)\s*\{"), r"\\text{"),
     (re.compile(r"\\text\{\s*(arcsin|arccos|arctan|sin|cos|tan|ln|log)\s*\}"), r"\\\1 "),
     (re.compile(r"\\text\{\s*([ei])\s*\}"), r"\1"),
@@ -109,11 +110,11 @@ _LIST_COMMA = re.compile(r"(?<=\d),\s+")
 def canonical(text: str) -> str:
     """One spelling for LaTeX that prints the same."""
     if _COMMANDS.search(text):
-        for pattern, replacement in _SPELLING[:4]:
+        for pattern, replacement in _SPELLING[:5]:
             text = pattern.sub(replacement, text)
         if whole := _TEXT_ONLY.fullmatch(text):
             text = clean(whole[1])
-        for pattern, replacement in _SPELLING[4:]:
+        for pattern, replacement in _SPELLING[5:]:
             text = pattern.sub(replacement, text)
     if "," in text and _LIST_OF_THOUSANDS.search(text):
         text = _LIST_COMMA.sub(";", text)  # `100, 200` is a list, `100,200` a number

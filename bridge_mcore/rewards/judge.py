@@ -13,6 +13,7 @@ from bridge_mcore.rewards.mixed import Rewards
 from bridge_mcore.rewards.protocol import Attempt
 from bridge_mcore.rewards.verdict import Verdict
 from bridge_mcore.rollout.engine import Rollout
+from bridge_mcore.rollout.stop_text import cut_at_text, without_stop
 
 T = TypeVar("T")
 
@@ -35,9 +36,28 @@ def replica_broadcast(value: T) -> T:
 class Judge:
     """Reads rollouts as text and has each problem's reward judge them."""
 
-    def __init__(self, rewards: Rewards, decode: Callable[[Sequence[int]], str], noise: bool = True) -> None:
-        """decode: token ids to text, special tokens left out. noise: with the noise that the rewards may have."""
-        self.rewards, self.decode, self.noise = rewards, decode, noise
+    def __init__(
+        self,
+        rewards: Rewards,
+        decode: Callable[[Sequence[int]], str],
+        noise: bool = True,
+        stop_texts: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            decode: token ids to text, special tokens left out.
+            noise: with the noise that the rewards may have.
+            stop_texts: an answer is over before the first of them.
+        """
+        self.rewards, self.decode, self.noise, self.stop_texts = rewards, decode, noise, tuple(stop_texts)
+
+    def read(self, rollout: Rollout) -> str:
+        """A rollout as it is judged."""
+        return without_stop(self.decode(rollout.tokens), self.stop_texts)
+
+    def stopped(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Rollouts without what was sampled after a text that ends an answer."""
+        return [cut_at_text(rollout, self.stop_texts, self.decode) for rollout in rollouts]
 
     def verify(
         self, problems: Sequence[Problem], rollouts: Sequence[Rollout], samples: Sequence[int] | None = None
@@ -58,6 +78,6 @@ class Judge:
         """Rollouts as rewards see them."""
         numbers = [0] * len(rollouts) if samples is None else samples
         return [
-            Attempt(p.answer, self.decode(r.tokens), p.prompt, p.id, j, len(r.tokens), r.finished)
+            Attempt(p.answer, self.read(r), p.prompt, p.id, j, len(r.tokens), r.finished)
             for p, r, j in zip(problems, rollouts, numbers, strict=True)
         ]

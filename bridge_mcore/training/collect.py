@@ -83,6 +83,7 @@ class Collector:
         seconds: that were waited for them. version: of the live weights.
         """
         n = self.config.rollout.samples_per_prompt
+        rollouts = self.judge.stopped(rollouts)
         generated = time.perf_counter()
         problems, numbers = [p.problem for p in prompts for _ in range(n)], [*range(n)] * len(prompts)
         verdicts = self.judge.verify(problems, rollouts, numbers)

@@ -182,7 +182,7 @@ def _open(
         for engine in remote:
             stack.callback(engine.close)
         engines = list(remote)
-    judge = Judge(rewards, decode)
+    judge = Judge(rewards, decode, stop_texts=template.stop_texts)
     collectors = [Collector(config, engine, judge, layout) for engine in engines]
     seed = config.run.seed
     prompt_order = ShuffledSampler(max(len(prompts), 1), seed + _RL_ORDER)
@@ -213,7 +213,7 @@ def _open(
         trace_order=ShuffledSampler(max(len(traces), 1), seed + _SFT_ORDER),
         evaluation=evaluation,
         record=record,
-        examiner=Judge(rewards, decode, noise=False),
+        examiner=Judge(rewards, decode, noise=False, stop_texts=template.stop_texts),
         sampling=sampling,
     )
 
