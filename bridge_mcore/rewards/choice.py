@@ -7,17 +7,11 @@ The gold is a letter, `C`, or a letter and the number of choices, `C/4`. Read as
 from __future__ import annotations
 
 import re
-import threading
-from collections import Counter
-from collections.abc import Sequence
 from string import ascii_uppercase
 
-from bridge_mcore.rewards.extract import final_answer
+from bridge_mcore.rewards.local import LocalReward, given_answer
 from bridge_mcore.rewards.protocol import Attempt
 from bridge_mcore.rewards.verdict import Verdict
-
-#: Longest answer in characters that is read.
-MAX_ANSWER = 2000
 
 _GOLD = re.compile(r"\(?([A-Za-z])\)?\.?(?:\s*/\s*(\d{1,2}))?")
 _COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|mbox|bf|rm)(?![A-Za-z])\s*")
@@ -56,23 +50,11 @@ def read_letter(answer: str) -> tuple[str | None, str]:
     return None, f"no letter: {text[:40]}"
 
 
-class ChoiceReward:
-    """Compares letters. Needs no processes: reading an answer takes time linear in its length."""
+class ChoiceReward(LocalReward):
+    """Compares letters."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        #: Verdicts ever given, by name.
-        self.counts: Counter[str] = Counter()
-
-    def judge(self, attempts: Sequence[Attempt]) -> list[Verdict]:
-        """See :class:`bridge_mcore.rewards.protocol.Reward`."""
-        verdicts = [_judge(attempt) for attempt in attempts]
-        with self._lock:
-            self.counts.update(verdict.verdict for verdict in verdicts)
-        return verdicts
-
-    def close(self) -> None:
-        """Nothing to end."""
+        super().__init__(_judge)
 
 
 def _judge(attempt: Attempt) -> Verdict:
@@ -83,11 +65,9 @@ def _judge(attempt: Attempt) -> Verdict:
     choices = ascii_uppercase[: int(gold[2])] if gold[2] else ascii_uppercase
     if wanted not in choices:
         return Verdict("error", f"the gold answer {wanted} is not among its {gold[2]} choices")
-    answer = final_answer(attempt.response)
-    if answer is None:
-        return Verdict("incorrect", "no \\boxed{} answer")
-    if len(answer) > MAX_ANSWER:
-        return Verdict("incorrect", f"an answer of {len(answer)} characters")
+    answer = given_answer(attempt)
+    if isinstance(answer, Verdict):
+        return answer
     letter, why = read_letter(answer)
     if letter is None:
         return Verdict("incorrect", why)

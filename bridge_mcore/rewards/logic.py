@@ -8,16 +8,11 @@ wrong if somebody is missing, is both, or if anything in it leaves a choice or c
 from __future__ import annotations
 
 import re
-import threading
-from collections import Counter
 from collections.abc import Sequence
 
-from bridge_mcore.rewards.extract import final_answer
+from bridge_mcore.rewards.local import LocalReward, given_answer
 from bridge_mcore.rewards.protocol import Attempt
 from bridge_mcore.rewards.verdict import Verdict
-
-#: Longest answer in characters that is read.
-MAX_ANSWER = 4000
 
 _KINDS = {"knight": True, "knights": True, "knave": False, "knaves": False}
 _FILLERS = {"is", "are", "a", "an", "and", "the", "both", "so", "therefore", "while", "but", "also", "text", "quad"}
@@ -77,34 +72,20 @@ def read_people(answer: str, names: Sequence[str]) -> dict[str, bool] | str:
     return f"{', '.join(missing)} is missing" if missing else found
 
 
-class LogicReward:
-    """Compares who is what. Needs no processes: reading takes time linear in the answer's length."""
+class LogicReward(LocalReward):
+    """Compares who is what."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        #: Verdicts ever given, by name.
-        self.counts: Counter[str] = Counter()
-
-    def judge(self, attempts: Sequence[Attempt]) -> list[Verdict]:
-        """See :class:`bridge_mcore.rewards.protocol.Reward`."""
-        verdicts = [_judge(attempt) for attempt in attempts]
-        with self._lock:
-            self.counts.update(verdict.verdict for verdict in verdicts)
-        return verdicts
-
-    def close(self) -> None:
-        """Nothing to end."""
+        super().__init__(_judge)
 
 
 def _judge(attempt: Attempt) -> Verdict:
     gold = people_of(attempt.gold)
     if gold is None:
         return Verdict("error", f"the gold answer '{attempt.gold[:60]}' does not say who is a knight and who a knave")
-    answer = final_answer(attempt.response)
-    if answer is None:
-        return Verdict("incorrect", "no \\boxed{} answer")
-    if len(answer) > MAX_ANSWER:
-        return Verdict("incorrect", f"an answer of {len(answer)} characters")
+    answer = given_answer(attempt)
+    if isinstance(answer, Verdict):
+        return answer
     found = read_people(answer, list(gold))
     if isinstance(found, str):
         return Verdict("incorrect", found)
