@@ -41,11 +41,11 @@ quickstart-sglang: setup engine-sglang
 	@$(BIN)/bridge-mcore train examples/quickstart.yaml run.resume=restart run.directory=runs/quickstart_sglang \
 	  rollout.engine=sglang training.steps=20 evaluation.every=10
 
-# Two at a time, a file of tests to each: half of them wait for servers and processes of their own.
+# One process for the tests that start ranks and servers, the other for the rest (tests/conftest.py).
 JOBS ?= 2
 test: setup engine-sglang
 	@echo "== pytest, $(JOBS) processes"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
 
 # The engines' own environments. uv is many times faster than pip but does not read pip's configuration: torch goes
 # first, through pip, as above, and where uv cannot reach an index pip takes over. The last step imports the server:

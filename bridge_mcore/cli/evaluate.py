@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from bridge_mcore.config.engines import Servers
     from bridge_mcore.evaluation.suites import Suite
 
+#: What tells a run, a checkpoint of one, and a directory of Megatron-LM's.
+_OF_A_CHECKPOINT = ("config.yaml", ".metadata", "latest_checkpointed_iteration.txt")
+
 
 def evaluate(
     models: Annotated[
@@ -121,6 +124,8 @@ def evaluate(
       bridge-mcore eval runs/quickstart/export --data running_sums --template plain --max-new-tokens 32
       bridge-mcore scores evaluations/paper --show-failures 3
     """
+    from math import isfinite
+
     from bridge_mcore.config.checks import inference_problems
     from bridge_mcore.config.load import raise_problems
     from bridge_mcore.config.model_files import adapter_problems
@@ -139,6 +144,13 @@ def evaluate(
     for subject in subjects:
         if (subject.path / "config.json").is_file():
             problems += inference_problems(subject.path, f"MODEL {subject.path}", template, max_new_tokens or 1)
+        elif not any((subject.path / file).is_file() for file in _OF_A_CHECKPOINT):
+            problems.append(
+                f"MODEL {subject.path} is no model: it has neither a config.json (HF checkpoint), nor a config.yaml "
+                "(run), nor a .metadata (checkpoint of a run)"
+            )
+    if temperature is not None and not isfinite(temperature):
+        problems.append(f"--temperature {temperature:g}: must be a number")
     if top_p is not None and not 0 < top_p <= 1:
         problems.append(f"--top-p {top_p:g}: must be above 0 and at most 1")
     output = (output or Path("evaluations") / name).expanduser()
@@ -146,6 +158,8 @@ def evaluate(
         problems.append(f"--output {output} is a file; give a directory")
     if url and engine == "embedded":
         problems.append("--url needs --engine sglang or vllm")
+    elif url and len(subjects) > 1:
+        problems.append(f"--url: the same servers would answer for all {len(subjects)} models; evaluate one at a time")
     raise_problems(problems, "this evaluation cannot run")
     servers = _servers(engine, url or [], server or [])
 
@@ -225,6 +239,8 @@ def _servers(engine: str, urls: list[str], settings: list[str]) -> Servers:
         raise ConfigError("--server needs --engine sglang or vllm")
     values = [f"servers.{setting}" for setting in settings]
     servers = load_values(Config, values).servers
+    if servers.mode == "external" and not (urls or servers.urls):
+        raise ConfigError("--server mode=external needs --url, of the servers that run already")
     if urls:
         servers = servers.model_copy(update={"mode": "external", "urls": urls})
     return servers

@@ -165,7 +165,11 @@ def _lengths(config: Config, sizes: Sizes) -> Iterator[str]:
     if evaluates(config):
         own = config.evaluation.max_new_tokens
         key = "rollout.max_new_tokens" if own is None else "evaluation.max_new_tokens"
-        new_tokens.append((key, config.rollout.max_new_tokens if own is None else own))
+        for i, held in enumerate(config.data.evaluation):
+            if held.max_new_tokens is not None:
+                new_tokens.append((f"data.evaluation.{i}.max_new_tokens", held.max_new_tokens))
+            else:
+                new_tokens.append((key, config.rollout.max_new_tokens if own is None else own))
     for key, tokens in dict.fromkeys(new_tokens):
         for name, limit in limits:
             if name == "training.max_length" and key != "rollout.max_new_tokens":

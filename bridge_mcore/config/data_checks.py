@@ -24,7 +24,7 @@ def uses_sft(config: Config) -> bool:
 
 def evaluates(config: Config) -> bool:
     wanted = config.evaluation.before or config.evaluation.after or config.evaluation.every > 0
-    return bool(config.data.evaluation) and wanted
+    return bool(config.data.evaluation) and (wanted or any(held.every for held in config.data.evaluation))
 
 
 def _used_sources(config: Config) -> dict[str, DataSource]:
@@ -64,6 +64,12 @@ def data_problems(config: Config) -> Iterator[str]:
         yield f"evaluation.every = {every}, but data.evaluation is empty: add a source there, or set it to 0"
     for key, source in _used_sources(config).items():
         yield from _source(key, source)
+    for i, held in enumerate(data.evaluation if evaluates(config) else ()):
+        if held.answers > 1 and held.temperature == 0:
+            yield (
+                f"data.evaluation.{i}.answers = {held.answers} needs data.evaluation.{i}.temperature above 0: without, "
+                "all answers to a problem are equal"
+            )
     sft = data.sft
     if uses_sft(config) and sft is not None and sft.format == "fields" and not sft.task and not sft.trace_field:
         yield "data.sft.format = fields without data.sft.trace_field: name the column that holds the traces"

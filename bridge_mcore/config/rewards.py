@@ -50,6 +50,9 @@ class Form(Section):
 
     @model_validator(mode="after")
     def _compiles(self) -> Form:
+        asked = self.one_box or self.think or self.answer or self.finished or self.pattern is not None
+        if (self.bonus or self.penalty) and not asked:
+            raise ValueError("a bonus or penalty needs a form: set one_box, think, answer, finished or pattern")
         if self.pattern is not None:
             try:
                 re.compile(self.pattern)
@@ -72,6 +75,8 @@ class Length(Section):
 
     @model_validator(mode="after")
     def _has_its_cache(self) -> Length:
+        if self.cache is not None and self.limit is None:
+            raise ValueError("cache is set, but limit is not, so that nothing is punished: set limit too")
         fits = self.cache is not None and self.limit is not None and self.cache <= self.limit
         if self.limit is not None and self.kind == "soft_overlong" and not fits:
             raise ValueError(f"soft_overlong needs a cache of 1 to {self.limit} tokens")

@@ -61,7 +61,7 @@ def open_answerer(
         directory: of servers' logs.
     """
     platform = setup_device(serving.device)
-    dtype = serving.dtype or ("float32" if platform.kind == "cpu" else "bfloat16")
+    dtype = serving.weights
     _, shape = find_family(model)
     with process_groups(platform, Parallel(), seed=0):
         if serving.engine == "embedded":

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bridge_mcore import __version__
-from bridge_mcore.errors import DataError
+from bridge_mcore.errors import ConfigError, DataError
 from bridge_mcore.evaluation import tables
 from bridge_mcore.evaluation.majority import Same
 from bridge_mcore.evaluation.options import EvaluationOptions, Subject
@@ -33,7 +35,8 @@ def run_evaluation(options: EvaluationOptions) -> None:
         for subject in options.subjects:
             if len(options.subjects) > 1:
                 say(f"== {subject.label}")
-            found.append((subject.label, *_evaluate(subject, options, verifiers)))
+            with _alone(options.output / subject.label):
+                found.append((subject.label, *_evaluate(subject, options, verifiers)))
         with phase("computing intervals"):
             models = [_result(label, answered, samples, verifiers.same) for label, answered, samples in found]
         for model in models:
@@ -42,6 +45,22 @@ def run_evaluation(options: EvaluationOptions) -> None:
         write_tables(options.output, options.suite_name, models)
         show_failures([(label, answered) for label, answered, _ in found], options.failures)
         say(f"→ {options.output}   (again: bridge-mcore scores {options.output})")
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Only one command at a time writes there. Raises ConfigError if another one does."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another evaluation is writing {directory}; wait for it, or give another --output"
+            ) from None
+        except OSError as error:
+            say(f"· warning: {directory} cannot be locked here ({error}): no other command may write there meanwhile")
+        yield
 
 
 def _evaluate(subject: Subject, options: EvaluationOptions, verifiers: Verifiers) -> tuple[Answered, dict[str, int]]:
@@ -56,14 +75,14 @@ def _evaluate(subject: Subject, options: EvaluationOptions, verifiers: Verifiers
         for work in works:
             verifiers.prepare(work.benchmark, {problem.reward for problem in work.problems})
         settings: dict[str, Any] = {
-            "model": str(subject.path.absolute()), "fingerprint": model_fingerprint(model),
-            "template": options.template, "system_prompt": options.system_prompt,
+            "fingerprint": model_fingerprint(model), "template": options.template,
+            "system_prompt": options.system_prompt, "engine": serving.engine, "dtype": serving.weights,
             "benchmarks": {work.benchmark.name: work.settings() for work in works},
         }  # fmt: skip
         check_settings(directory, settings, options.restart)
         _write_json(directory / "command.json", {
-            "bridge_mcore": __version__, "suite": options.suite_name, "engine": serving.engine,
-            "device": serving.device, "dtype": serving.dtype, "suite_file": options.suite.model_dump(mode="json"),
+            "bridge_mcore": __version__, "model": str(subject.path.absolute()), "suite": options.suite_name,
+            "device": serving.device, "suite_file": options.suite.model_dump(mode="json"),
         })  # fmt: skip
         records = answer_all(works, template, options, model, directory, verifiers.judge_of)
     return records, {work.benchmark.name: work.samples for work in works}
@@ -111,15 +130,15 @@ def write_tables(output: Path, heading: str, models: Sequence[ModelResult]) -> N
     _write_json(output / RESULTS_FILE, _plain(models))
 
 
-def show_failures(found: Sequence[tuple[str, Answered]], count: int) -> None:
+def show_failures(found: Sequence[tuple[str, Answered]], count: int, tell: Callable[[str], None] = say) -> None:
     """Print wrong answers of each benchmark of each model."""
     for label, answered in found if count else ():
         for name, records in answered.items():
             if text := tables.failures_text(records, count):
-                say(f"\n=== {label}, {name}\n{text}")
+                tell(f"\n=== {label}, {name}\n{text}")
 
 
-def read_answers(directory: Path) -> tuple[Answered, dict[str, int]]:
+def read_answers(directory: Path, tell: Callable[[str], None] = say) -> tuple[Answered, dict[str, int]]:
     """(records, samples) by benchmark of a model's directory: only problems whose samples are all there.
 
     Raises DataError if it holds no evaluation.
@@ -127,21 +146,23 @@ def read_answers(directory: Path) -> tuple[Answered, dict[str, int]]:
     path = directory / SETTINGS_FILE
     try:
         settings = json.loads(path.read_text())["benchmarks"]
-    except (OSError, ValueError, KeyError, TypeError):
+        asked = {name: (int(known["samples"]), list(known["problems"])) for name, known in settings.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{directory} holds no evaluation (no readable {SETTINGS_FILE})") from None
     answered: Answered = {}
     samples: dict[str, int] = {}
-    for name, known in settings.items():
+    for name, (count, problems) in asked.items():
         file = directory / "records" / f"{name}.jsonl"
         if not file.is_file():
             continue
-        count = known["samples"]
         groups: dict[str, dict[int, Record]] = {}
         for record in read_records(file):
             groups.setdefault(record.id, {})[record.sample] = record
-        whole = [group for group in groups.values() if all(j in group for j in range(count))]
-        if len(whole) < known["problems"]:
-            say(f"· {directory.name}, {name}: {len(whole)} of {known['problems']} problems are answered")
+        # Those of the last command: a larger --limit before it has left more.
+        begun = [groups[problem] for problem in problems if problem in groups]
+        whole = [group for group in begun if all(j in group for j in range(count))]
+        if len(whole) < len(problems):
+            tell(f"· {directory.name}, {name}: {len(whole)} of {len(problems)} problems are answered")
         if whole:
             answered[name] = [group[j] for group in whole for j in range(count)]
             samples[name] = count
@@ -152,16 +173,33 @@ def read_answers(directory: Path) -> tuple[Answered, dict[str, int]]:
 
 def run_scores(directories: Sequence[Path], form: str, failures: int, workers: int) -> None:
     """Print the tables of evaluations that were made before."""
-    found = []
+    tell = _aside if form == "json" else say
+    places: list[Path] = []
     for directory in directories:
         inside = [directory] if (directory / SETTINGS_FILE).is_file() else _models_in(directory)
         if not inside:
             raise DataError(f"{directory} holds no evaluation; give a directory that `bridge-mcore eval` wrote")
-        found += [(path.name, *read_answers(path)) for path in inside]
+        places += [path.resolve() for path in inside]
+    places = list(dict.fromkeys(places))
+    found = [(label, *read_answers(path, tell)) for label, path in zip(_labels(places), places, strict=True)]
     with Verifiers(workers) as verifiers:
         models = [_result(label, answered, samples, verifiers.same) for label, answered, samples in found]
     show_results(models, form)
-    show_failures([(label, answered) for label, answered, _ in found], failures)
+    show_failures([(label, answered) for label, answered, _ in found], failures, tell)
+
+
+def _aside(text: str) -> None:
+    """Say it where it is no part of what is printed for programs."""
+    print(text.encode(errors="replace").decode(), file=sys.stderr, flush=True)
+
+
+def _labels(places: Sequence[Path]) -> list[str]:
+    """A name for each of several directories: its last parts, as many as tell them all apart."""
+    for count in range(1, max((len(p.parts) for p in places), default=0) + 1):
+        labels = ["/".join(p.parts[-count:]) for p in places]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(p) for p in places]
 
 
 def _models_in(directory: Path) -> list[Path]:

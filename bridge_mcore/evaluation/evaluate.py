@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,10 +66,14 @@ def evaluate(
     """
     work = [(name, p, j) for name, held in sets.items() for p in held.prompts for j in range(held.answers)]
     mine = list(range(layout.share, len(work), layout.shares))
+    # A set's draws are the same whichever other sets are due.
+    offsets = {name: first_key + (zlib.crc32(name.encode()) << 20) for name in sets}
+    starts = {name: next(i for i, (n, _, _) in enumerate(work) if n == name) for name in sets}
+    keys = [offsets[name] + i - starts[name] for i, (name, _, _) in enumerate(work)]
     records: dict[int, Record] = {}
     for params in dict.fromkeys(held.params for held in sets.values()):
         asked = [i for i in mine if sets[work[i][0]].params == params]
-        requests = [Request(first_key + i, tuple(work[i][1].tokens)) for i in asked]
+        requests = [Request(keys[i], tuple(work[i][1].tokens)) for i in asked]
         rollouts = judge.stopped(engine.generate(requests, params))
         problems = [work[i][1].problem for i in asked]
         verdicts = judge.verify(problems, rollouts, [work[i][2] for i in asked])

@@ -33,6 +33,11 @@ class Serving:
     dtype: str | None = None
     servers: Servers = field(default_factory=Servers)
 
+    @property
+    def weights(self) -> str:
+        """dtype, the default put in."""
+        return self.dtype or ("float32" if self.device == "cpu" else "bfloat16")
+
 
 @dataclass(frozen=True)
 class EvaluationOptions:

@@ -11,6 +11,7 @@ from typing import IO
 
 from bridge_mcore.data.problem import Problem
 from bridge_mcore.errors import DataError
+from bridge_mcore.evaluation.votes import same_spelling
 from bridge_mcore.rewards.boxed import last_boxed
 from bridge_mcore.rewards.exact import clean
 from bridge_mcore.rewards.extract import final_answer
@@ -62,7 +63,7 @@ def answer_of(problem: Problem, response: str) -> str | None:
     if kind in ("code", "plugin"):
         return None
     found = last_boxed(response) if kind == "math" else final_answer(response)
-    return (clean(found) or None) if found is not None else None
+    return (same_spelling(kind, clean(found), problem.answer) or None) if found is not None else None
 
 
 _FIELDS = {field.name for field in fields(Record)}
@@ -101,7 +102,7 @@ class RecordFile:
 
 
 def read_records(path: Path, mend: bool = False) -> list[Record]:
-    """The records of a file. mend: cut off a last line that a kill left unfinished; else it is an error like any other.
+    """The records of a file, without a last line that a kill left unfinished. mend: cut that off, too.
 
     Raises DataError naming the line that is no record.
     """
@@ -111,7 +112,7 @@ def read_records(path: Path, mend: bool = False) -> list[Record]:
     if mend and whole < len(content):
         with open(path, "r+b") as file:
             file.truncate(whole)
-        content = content[:whole]
+    content = content[:whole]
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue

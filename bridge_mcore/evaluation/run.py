@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -41,7 +42,6 @@ class Work:
     Attributes:
         prompts: token ids of each problem's prompt.
         params: how it is answered. max_new_tokens may be less than asked for, where the model's context is short.
-        digest: SHA-256 of the problems: prompts, golds, rewards and their order.
     """
 
     benchmark: Benchmark
@@ -49,13 +49,15 @@ class Work:
     prompts: list[list[int]]
     params: SamplingParams
     samples: int
-    digest: str
 
     def settings(self) -> dict[str, Any]:
-        """What answers depend on, and more of which would not change those that there are."""
+        """What answers depend on, and more of which would not change those that there are.
+
+        Problems are ids, made from prompt and gold, in their order, and what judges each.
+        """
         params = asdict(self.params)
         params.pop("stop_token_ids")
-        return {**params, "samples": self.samples, "problems": len(self.problems), "sha256": self.digest,
+        return {**params, "samples": self.samples, "problems": {p.id: p.reward for p in self.problems},
                 "tolerance": self.benchmark.tolerance}  # fmt: skip
 
 
@@ -78,7 +80,14 @@ def _work(
     if options.limit is not None:
         limit = min(options.limit, source.limit or options.limit)
         source = source.model_copy(update={"limit": limit, "size": min(source.size, limit)})
-    problems = load_problems(source)
+    loaded = load_problems(source)
+    # Rows that differ in their trace alone are one problem.
+    first: dict[str, Problem] = {}
+    for problem in loaded:
+        first.setdefault(problem.id, problem)
+    problems = list(first.values())
+    if len(problems) < len(loaded):
+        say(f"· {benchmark.name}: {len(loaded) - len(problems)} rows repeat a problem, which is asked once")
     prompts = [template.prompt(problem) for problem in problems]
 
     how = how_answered(benchmark, options.suite, options.answers)
@@ -99,10 +108,7 @@ def _work(
         stop_token_ids=stops,
         seed=(options.seed << 32) ^ zlib.crc32(benchmark.name.encode()),
     )
-    digest = hashlib.sha256()
-    for problem in problems:
-        digest.update(json.dumps([problem.prompt, problem.answer, problem.reward]).encode() + b"\n")
-    return Work(benchmark, problems, prompts, params, how.samples, digest.hexdigest())
+    return Work(benchmark, problems, prompts, params, how.samples)
 
 
 def model_fingerprint(model: Path) -> str:
@@ -125,30 +131,47 @@ def check_settings(directory: Path, found: dict[str, Any], restart: bool) -> Non
     """Compare with what `directory` was begun with, and note it there. Raises ConfigError naming what differs.
 
     More samples or more problems are no difference: what is there stays.
+
+    restart: forget all that was answered there, also of benchmarks that are not asked now: it goes with the settings.
     """
-    path = directory / SETTINGS_FILE
-    if path.is_file() and not restart:
+    path, records = directory / SETTINGS_FILE, directory / "records"
+    if restart:
+        if records.is_dir():
+            shutil.rmtree(records)  # what cannot be removed must not be taken for the new settings' answers
+        path.unlink(missing_ok=True)
+    elif path.is_file():
         try:
             old = json.loads(path.read_text())
-        except ValueError:
+            faults = _differences(old, found)
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise ConfigError(f"{path} is damaged; give --restart, or another --output") from None
-        faults = [f"{key}: {old.get(key)!r}, now {found[key]!r}" for key in found
-                  if key != "benchmarks" and old.get(key) != found[key]]  # fmt: skip
-        for name in found["benchmarks"].keys() & old.get("benchmarks", {}).keys():
-            a, b = old["benchmarks"][name], found["benchmarks"][name]
-            grown = {"samples", "problems", "sha256"} if a["problems"] != b["problems"] else {"samples"}
-            faults += [f"{name}.{k}: {a.get(k)!r}, now {b[k]!r}" for k in b if k not in grown and a.get(k) != b[k]]
         if faults:
             more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
             raise ConfigError(
                 f"{directory} holds an evaluation with other settings ({'; '.join(faults[:3])}{more}); give another "
                 "--output, or --restart to forget it"
             )
-        found = {**found, "benchmarks": {**old.get("benchmarks", {}), **found["benchmarks"]}}
+        found = {**found, "benchmarks": {**old["benchmarks"], **found["benchmarks"]}}
+    elif records.is_dir() and any(records.iterdir()):
+        raise ConfigError(f"{records} holds answers, but how they came about is lost ({path}); give --restart")
     directory.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(found, indent=1) + "\n")
     temporary.replace(path)
+
+
+def _differences(old: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """In what two settings differ that must not be mixed."""
+    faults = [f"{key}: {old.get(key)!r}, now {found[key]!r}" for key in found
+              if key != "benchmarks" and old.get(key) != found[key]]  # fmt: skip
+    for name in found["benchmarks"].keys() & old["benchmarks"].keys():
+        a, b = old["benchmarks"][name], found["benchmarks"][name]
+        faults += [f"{name}.{k}: {a.get(k)!r}, now {b[k]!r}" for k in b
+                   if k not in ("samples", "problems") and a.get(k) != b[k]]  # fmt: skip
+        # More or fewer of the same problems: the shorter list begins the longer one.
+        if any(one != other for one, other in zip(a["problems"].items(), b["problems"].items(), strict=False)):
+            faults.append(f"{name}: other problems, or other rewards that judge them")
+    return faults
 
 
 def answer_all(
@@ -167,8 +190,6 @@ def answer_all(
         files = {}
         for work in works:
             path = directory / "records" / f"{work.benchmark.name}.jsonl"
-            if options.restart:
-                path.unlink(missing_ok=True)
             files[work.benchmark.name] = stack.enter_context(RecordFile(path))
         missing = {w.benchmark.name: _missing(w, files[w.benchmark.name].records) for w in works}
         done = sum(len(f.records) for f in files.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from bridge_mcore.monitoring.progress import say
 if TYPE_CHECKING:
     import torch
 
+#: What a command writes beside its models' directories.
+_TAKEN = ("results.json", "results.md")
+
 
 def read_subjects(given: Sequence[str]) -> tuple[Subject, ...]:
     """Models as the command line names them: DIR, or LABEL=DIR. Labels are made different from one another.
@@ -24,15 +28,16 @@ def read_subjects(given: Sequence[str]) -> tuple[Subject, ...]:
     subjects: list[Subject] = []
     for text in given:
         label, equals, rest = text.partition("=")
-        path = Path(text).expanduser()
-        if equals and "/" not in label and not path.exists():
-            path = Path(rest).expanduser()
+        path = _expanded(text)
+        if equals and "/" not in label and not os.path.exists(path):  # Path.exists raises for a name too long
+            path = _expanded(rest)
         else:
             label = ""
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise ConfigError(f"MODEL {text}: {path} is no directory; give an HF checkpoint, or a run")
         label = label or _label(path)
-        if not label or label.startswith(".") or any(c in label for c in '/\\\0:*?"<>|'):
+        unfit = label in _TAKEN or label.startswith(".") or not label.isprintable() or len(label.encode()) > 200
+        if not label or unfit or any(c in label for c in '/\\:*?"<>|'):
             raise ConfigError(f"MODEL {text}: '{label}' cannot name a directory; write LABEL=DIR with another label")
         subjects.append(Subject(label, path))
     labels = [s.label for s in subjects]
@@ -42,6 +47,13 @@ def read_subjects(given: Sequence[str]) -> tuple[Subject, ...]:
                 f"two models are called {label}; write LABEL=DIR, for example {label}-2={subjects[-1].path}"
             )
     return tuple(subjects)
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # `~name` of a user that does not exist
+        raise ConfigError(f"MODEL {text}: {error}") from None
 
 
 def _label(path: Path) -> str:

@@ -48,6 +48,8 @@ class Benchmark(Answers):
     def _is_a_file_name(cls, name: str) -> str:
         if not name or name.startswith(".") or not all(c.isalnum() or c in "-_.+" for c in name):
             raise ValueError("letters, digits, '-', '_', '+' and '.' only: records are written under this name")
+        if name == "average":
+            raise ValueError("is what tables call the mean over benchmarks; choose another name")
         return name
 
 

@@ -31,7 +31,10 @@ def scores_table(models: Sequence[ModelResult]) -> Rows:
         sizes = {f"{b.problems}" + (f" × {b.samples}" if b.samples > 1 else "") for b in found if b is not None}
         rows.append([name, " / ".join(sorted(sizes)), *("-" if b is None else percent(b.accuracy) for b in found)])
     if len(names) > 1:
-        rows.append([AVERAGE, "", *(percent(model.average) for model in models)])
+        # An average over fewer benchmarks than the others' is not to be compared with them.
+        counts = [len(model.benchmarks) for model in models]
+        of = ["" if count == len(names) else f" (of {count})" for count in counts]
+        rows.append([AVERAGE, "", *(percent(m.average) + text for m, text in zip(models, of, strict=True))])
     return rows
 
 
@@ -80,7 +83,8 @@ def show(rows: Rows, title: str) -> None:
         table.add_column(heading, justify="left" if i == 0 or heading == "failures" else "right", overflow="fold")
     for row in rows[1:]:
         table.add_row(*row)
-    Console().print(table)
+    # Names of models and benchmarks are no markup.
+    Console(markup=False, emoji=False, highlight=False).print(table)
 
 
 def markdown(rows: Rows) -> str:

@@ -194,7 +194,8 @@ def _subtitles(axes: Any, runs: Sequence[Run]) -> None:
 
 
 def _title(figure: Any, runs: Sequence[Run]) -> None:
-    models, sets = {run.model for run in runs}, {tuple((run.evaluations or [{}])[-1].get("sets") or ()) for run in runs}
+    models = {run.model for run in runs}
+    sets = {tuple(dict.fromkeys(n for line in run.evaluations for n in line.get("sets") or ())) for run in runs}
     model = models.pop() if len(models) == 1 else ""
     names = sets.pop() if len(sets) == 1 else ()
     task = f" on {names[0].replace('_', ' ')}" if model and len(names) == 1 else ""

@@ -143,6 +143,7 @@ def facts(run: Run) -> dict[str, Any]:
     before = summary.get("accuracy_before", accuracies[0] if steps and steps[0] == 0 else None)
     after = summary.get("accuracy_after", accuracies[-1] if steps and steps[-1] > 0 else None)
     best = max(range(len(steps)), key=lambda i: accuracies[i], default=None)
+    lines = [line.get("sets") or {} for line in run.evaluations]  # not every set is in every evaluation
     reward, length = ends(run.series("reward")[1]), ends(run.series("response_length")[1])
     speed, lam = run.series("tokens_per_second")[1], run.series("lam")[1]
     before, after = number(before), number(after)
@@ -165,8 +166,8 @@ def facts(run: Run) -> dict[str, Any]:
         "accuracy_after_step": steps[-1] if steps else None,
         "accuracy_best": accuracies[best] if best is not None else None,
         "accuracy_best_step": steps[best] if best is not None else None,
-        "sets_before": (run.evaluations[0].get("sets") or {}) if run.evaluations else {},
-        "sets_after": (run.evaluations[-1].get("sets") or {}) if run.evaluations else {},
+        "sets_before": {name: value for line in reversed(lines) for name, value in line.items()},
+        "sets_after": {name: value for line in lines for name, value in line.items()},
         "reward_first": reward[0],
         "reward_last": reward[1],
         "response_length_first": length[0],

@@ -6,12 +6,14 @@ Only the structure is read here; the formulas in it stay text.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
-from bridge_mcore.rewards.exact import canonical
-from bridge_mcore.rewards.formula import Unreadable, read_formula
+from bridge_mcore.rewards.exact import canonical, number
+from bridge_mcore.rewards.formula import read_formula
 from bridge_mcore.rewards.primes import TooHard
 from bridge_mcore.rewards.structure import Answer, Piece, flat, plain_words, spans, split
 from bridge_mcore.rewards.terms import Arithmetic
+from bridge_mcore.rewards.tokens import Unreadable
 from bridge_mcore.rewards.units import has_doubt, measure
 
 #: Items in one list, rows in one matrix.
@@ -160,10 +162,17 @@ def _union(text: str, parts: list[str], signs: list[str], depth: int) -> Answer:
 
 
 def without_points(points: list[str]) -> list[Piece]:
-    """All reals but one point. Several would have to be sorted."""
-    if len(points) != 1:
-        raise Unreadable
-    return [Piece(r"-\infty", points[0], False, False), Piece(points[0], r"\infty", False, False)]
+    """All reals but some points; several must be plain numbers, since they have to be sorted.
+
+    :raises Unreadable: they are not.
+    """
+    if len(points) > 1:
+        values = {point: number(point) for point in points}
+        if None in values.values():
+            raise Unreadable
+        points = sorted(points, key=lambda point: values[point] or 0)
+    ends = [r"-\infty", *points, r"\infty"]
+    return [Piece(low, high, False, False) for low, high in pairwise(ends)]
 
 
 def as_region(answer: Answer) -> Answer:

@@ -95,6 +95,7 @@ _SPELLING = [
     (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
     (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset"),
     (re.compile(r"\\colon(?![A-Za-z])"), ":"),
+    (re.compile(r"\\mathbb\s*\{?R\}?\s*(?:-|\\backslash|\\smallsetminus)\s*(?=\\\{)"), r"\\mathbb{R}\\setminus"),
     (re.compile(r"\A\$(?=\d)(?=[^$]*\Z)"), r"\\$"),  # `$5`, where it opens no formula
     (re.compile(r"(?<!\\)\$"), ""),
 ]

@@ -24,22 +24,14 @@ from bridge_mcore.rewards.notation import (
     PRIMES,
     ROUNDED,
     SUBSCRIPT,
-    TOKEN,
 )
 from bridge_mcore.rewards.primes import TooHard
 from bridge_mcore.rewards.terms import Arithmetic, Quotient, atom, rational
+from bridge_mcore.rewards.tokens import Foreign, Tokens, Unreadable
 
 #: Characters in a formula, and brackets in brackets, that are read here.
 MAX_FORMULA = 400
 MAX_DEPTH = 30
-
-
-class Unreadable(Exception):
-    """This is no formula."""
-
-
-class Foreign(Unreadable):
-    """A notation that this reader leaves to others: ambiguous, or with an operator that it does not know."""
 
 
 def read_formula(text: str, arithmetic: Arithmetic) -> Quotient:
@@ -55,10 +47,9 @@ def read_formula(text: str, arithmetic: Arithmetic) -> Quotient:
     return _Reader(text, arithmetic).whole()
 
 
-class _Reader:
+class _Reader(Tokens):
     def __init__(self, text: str, arithmetic: Arithmetic) -> None:
-        self.text = text
-        self.at = 0
+        super().__init__(text)
         self.depth = 0
         self.do = arithmetic
 
@@ -68,34 +59,6 @@ class _Reader:
         if self.at != len(self.text):
             raise Unreadable
         return value
-
-    def space(self) -> None:
-        while self.at < len(self.text) and self.text[self.at] == " ":
-            self.at += 1
-
-    def peek(self) -> str:
-        """The next token, not taken; "" at the end. A word is its first letter, or a known name."""
-        self.space()
-        if self.at >= len(self.text):
-            return ""
-        found = TOKEN.match(self.text, self.at)
-        if found is None:
-            raise Unreadable
-        if found.lastgroup == "word":
-            word = found[0]
-            if word in PLAIN_WORDS:
-                return word
-            if len(word) > 3:
-                raise Unreadable  # a word, not a product of letters
-            return word[0]
-        return found[0]
-
-    def take(self, expected: str = "") -> str:
-        token = self.peek()
-        if expected and token != expected:
-            raise Unreadable
-        self.at += len(token)
-        return token
 
     def expression(self) -> Quotient:
         self.depth += 1

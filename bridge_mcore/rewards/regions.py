@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bridge_mcore.rewards.answers import as_region
-from bridge_mcore.rewards.formula import Unreadable
 from bridge_mcore.rewards.relations import same_label
 from bridge_mcore.rewards.structure import Answer, Piece
+from bridge_mcore.rewards.tokens import Unreadable
 from bridge_mcore.rewards.values import Decision, Values
 
 

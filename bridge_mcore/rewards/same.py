@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 from bridge_mcore.rewards.answers import read
 from bridge_mcore.rewards.exact import canonical, number
-from bridge_mcore.rewards.formula import Unreadable
 from bridge_mcore.rewards.primes import TooHard
 from bridge_mcore.rewards.regions import Regions
 from bridge_mcore.rewards.relations import Relations, named
 from bridge_mcore.rewards.structure import Answer, nesting
 from bridge_mcore.rewards.terms import MAX_WORK
+from bridge_mcore.rewards.tokens import Unreadable
 from bridge_mcore.rewards.values import Decision, Oracle, near, words
 
 #: Brackets in brackets of an answer. Those of MATH500's solutions reach 4.
@@ -125,6 +125,9 @@ class Comparison(Relations, Regions):
             again = read(one.text, 1, thousands=False)  # `100,200`, and the other says `100, 200`
             return [item.text for item in again.items] == [item.text for item in many.items] or self._no("a list")
         if one is gold:
+            # `1/2 or 0.5` says one thing twice; anything else is a hedge.
+            if many.kind == "list" and many.items and self._all(self.answers(gold, item) for item in many.items):
+                return True
             return self._no(f"{len(answer.items)} answers where one is asked")
         return self._no(f"one answer where {len(gold.items)} are asked")
 

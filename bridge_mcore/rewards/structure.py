@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from bridge_mcore.rewards.formula import Unreadable
+from bridge_mcore.rewards.tokens import Unreadable
 
 Kind = Literal["value", "list", "set", "tuple", "region", "matrix", "relation", "ratio", "numeral", "words", "choice"]
 

@@ -152,8 +152,9 @@ def _with_unit(value: str, words: str) -> Measure | None:
 
 def read_unit(words: str) -> str | None:
     """The canonical spelling of a unit in words, "" for a label, None where the words may change the answer."""
+    doubtful = ".." in words
     words = words.strip(" .").lower()
-    if not _UNIT_CHARACTERS.fullmatch(words) or len(words.split()) > 6:
+    if doubtful or not _UNIT_CHARACTERS.fullmatch(words) or len(words.split()) > 6:
         return None
     if has_doubt(words):
         return None

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 from bridge_mcore.rewards.exact import number
-from bridge_mcore.rewards.formula import Foreign, Unreadable, read_formula
+from bridge_mcore.rewards.formula import read_formula
 from bridge_mcore.rewards.numeric import clearly_different, real_value
 from bridge_mcore.rewards.primes import TooHard
 from bridge_mcore.rewards.structure import INFINITIES, flat, plain_words
 from bridge_mcore.rewards.terms import Arithmetic, Quotient, rational
+from bridge_mcore.rewards.tokens import Foreign, Unreadable
 from bridge_mcore.rewards.units import Measure, measure
 
 #: True, False, or None where an oracle is missing.

@@ -11,6 +11,7 @@ from typing import Any
 from bridge_mcore.config.data_checks import evaluates, uses_rl
 from bridge_mcore.config.schema import Config
 from bridge_mcore.data.pairs import EncodedPrompt, encode_prompts, encode_traces
+from bridge_mcore.data.problem import Problem
 from bridge_mcore.data.problems import source_name
 from bridge_mcore.data.sampler import ShuffledSampler
 from bridge_mcore.data.stops import load_tokenizer, stop_token_ids
@@ -99,10 +100,18 @@ def open_session(config: Config, platform: Platform, layout: Layout, source: Pat
         needed = (uses_rl(config) or evaluates(config)) and config.debug.only != "training"
         if config.rollout.engine != "embedded" and needed:
             # First of all: servers start while data and model are loaded.
-            room = EngineRoom(config, platform, layout, source, shape, lora, context)
+            most = max(_evaluated_tokens(config), default=0)
+            wide = context if uses_rl(config) and most <= config.rollout.max_new_tokens else context + most
+            room = EngineRoom(config, platform, layout, source, shape, lora, min(wide, shape.max_positions))
             stack.callback(room.close)
-            context = room.context
+            context = min(context, room.context)
         yield from _open(config, platform, layout, source, method, context, room, stack)
+
+
+def _evaluated_tokens(config: Config) -> list[int]:
+    """Longest answers, of each evaluation set."""
+    default = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
+    return [held.max_new_tokens or default for held in config.data.evaluation] if evaluates(config) else []
 
 
 def _open(
@@ -142,19 +151,21 @@ def _open(
                 raise ConfigError(f"data.sft is needed by method '{config.method.name}'")
             traces = encode_traces(record.load(key, origin, *more), tokenizer, config.data, context)
         evaluation: dict[str, HeldOut] = {}
-        for number, held_out in enumerate(config.data.evaluation):
+        # What is evaluated is not trained on: training.max_length does not bound it.
+        whole = shape.max_positions if room is None else room.context
+        for number, most in enumerate(_evaluated_tokens(config)):
+            held_out = config.data.evaluation[number]
             name = source_name(held_out)
             if name in evaluation:
                 raise ConfigError(
                     f"two evaluation sets are called '{name}'; give them different data.evaluation.N.name"
                 )
-            most = held_out.max_new_tokens or config.evaluation.max_new_tokens or new
             asked = encode_prompts(
-                record.load(f"data.evaluation.{number}", held_out), tokenizer, config.data, context - most
+                record.load(f"data.evaluation.{number}", held_out), tokenizer, config.data, whole - most
             )
             params = SamplingParams(most, held_out.temperature, 1.0, stops, config.run.seed)
             evaluation[name] = HeldOut(asked, params, held_out.answers, held_out.every)
-        _check_held_out(prompts, evaluation)
+        _check_held_out([*(p.problem for p in prompts), *(t.problem for t in traces if t.problem)], evaluation)
     with shown(f"loading {source}"):
         policy = build_policy(
             config,
@@ -218,9 +229,9 @@ def _open(
     )
 
 
-def _check_held_out(prompts: list[EncodedPrompt], evaluation: dict[str, HeldOut]) -> None:
+def _check_held_out(problems: list[Problem], evaluation: dict[str, HeldOut]) -> None:
     """Evaluation on training problems would measure memory: refuse it."""
-    trained = {p.problem.prompt for p in prompts}
+    trained = {problem.prompt for problem in problems}
     for name, held_out in evaluation.items():
         shared = [p.problem for p in held_out.prompts if p.problem.prompt in trained]
         if shared:

@@ -188,9 +188,13 @@ class TestEvaluate:
         model, data, output = make_model(tmp_path / "m"), write(tmp_path / "d.jsonl", "{}\n"), tmp_path / "o"
         options = words("--max-new-tokens 9 --limit 5 --samples 3 --temperature 0.5 --device cuda --seed 2")
         served = words("--engine sglang --server tensor=2 --server count=4 --url http://a:1 --url http://b:2")
-        assert run("eval", f"one={model}", f"two={model}", "--data", data, *options, *served, "--output", output) == 0
-        (found,) = called
-        assert [s.label for s in found.subjects] == ["one", "two"] and found.subjects[1].path == model
+        assert run("eval", f"one={model}", "--data", data, *options, *served, "--output", output) == 0
+        found = called.pop()
+        assert (
+            run("eval", f"one={model}", f"two={model}", "--data", data, *options, *served) == 2
+        )  # one pair of servers
+        assert run("eval", f"one={model}", f"two={model}", "--data", data, *options) == 0
+        assert [s.label for s in called[0].subjects] == ["one", "two"] and called[0].subjects[1].path == model
         assert found.answers == Answers(max_new_tokens=9, samples=3, temperature=0.5)
         assert (found.limit, found.seed, found.output) == (5, 2, output)
         assert found.suite.benchmarks[0].source.path == data
@@ -222,6 +226,8 @@ class TestEvaluate:
             (("--data", "running_sums", "--server", "tensor=2"), "--server needs --engine"),
             (("--data", "running_sums", "--engine", "vllm", "--server", "tensors=2"), "did you mean"),
             (("--data", "running_sums", "--url", "http://x:1"), "--url needs --engine"),
+            (("--data", "running_sums", "--engine", "vllm", "--server", "mode=external"), "needs --url"),
+            (("--data", "running_sums", "--temperature", "inf"), "--temperature inf: must be a number"),
             (("--suite", "papre"), "did you mean 'paper'?"),
             (("--suite", "paper", "--only", "math50"), "did you mean 'math500'?"),
             (("--suite", "paper", "--data-dir", "gone"), "--data-dir gone is no directory"),
@@ -237,6 +243,13 @@ class TestEvaluate:
         model = make_model(tmp_path / "m")
         assert run("eval", model, model, "--data", "running_sums") == 2
         assert "two models are called m" in capsys.readouterr().err
+        for label in ("results.json", "a\nb", ".x", "x" * 300):
+            assert run("eval", f"{label}={model}", "--data", "running_sums") == 2
+            assert "cannot name a directory" in capsys.readouterr().err
+        assert run("eval", "~nobody-here/x", "--data", "running_sums") == 2
+        (tmp_path / "empty").mkdir()
+        assert run("eval", model, tmp_path / "empty", "--data", "running_sums", "--template", "plain") == 2
+        assert f"MODEL {tmp_path / 'empty'} is no model" in capsys.readouterr().err and called == []
 
 
 class TestGenerate:

@@ -64,6 +64,8 @@ EXTERNAL = ("rollout.engine=sglang", "servers.mode=external")
         ("model.dtype=bfloat16",),
         ("parallel.tensor=2", "parallel.sequence=true", "parallel.context=2", "parallel.data=2"),
         ("evaluation.before=false", "evaluation.after=false", "data.evaluation.0.path=gone.jsonl"),  # never read
+        ("evaluation.max_new_tokens=600", "data.evaluation.0.max_new_tokens=9"),  # no set takes it
+        ("data.evaluation.0.answers=4", "data.evaluation.0.temperature=1"),
         ("optimizer.schedule=cosine", "optimizer.warmup_steps=10"),  # a short trial of a long run's config
         ("run.resume=auto",),
         ("run.resume=restart",),
@@ -112,6 +114,12 @@ def test_these_pass_too(check, overrides: tuple[str, ...]) -> None:
         (("training.max_length=20",), "rollout.max_new_tokens = 24 leaves no room for a prompt in training.max_length"),
         (("training.max_length=1000",), "training.max_length = 1000 is more than the model's context of 512"),
         (("evaluation.max_new_tokens=600",), "evaluation.max_new_tokens = 600 leaves no room"),
+        (("data.evaluation.0.max_new_tokens=600",), "data.evaluation.0.max_new_tokens = 600 leaves no room"),
+        (("data.evaluation.0.answers=4",), "data.evaluation.0.answers = 4 needs data.evaluation.0.temperature above 0"),
+        (
+            ("evaluation.before=false", "evaluation.after=false", "data.evaluation.0={path: gone.jsonl, every: 2}"),
+            "data.evaluation.0.path = gone.jsonl does not",
+        ),
         (("rollout.engine=sglang", "servers.python=gone"), "needs a virtual environment of its own: gone is not there"),
         (("rollout.engine=sglang", "servers.mode=external"), "needs servers.urls, such as"),
         ((*EXTERNAL, "servers.urls=[localhost:1]"), "'localhost:1' is no URL such as"),

@@ -9,6 +9,7 @@ import random
 import numpy as np
 import pytest
 
+from bridge_mcore.data.problem import Problem
 from bridge_mcore.evaluation.majority import cluster, majority
 from bridge_mcore.evaluation.metrics import (
     bootstrap,
@@ -18,6 +19,9 @@ from bridge_mcore.evaluation.metrics import (
     pass_at_k,
     powers_of_two,
 )
+from bridge_mcore.evaluation.records import Record, answer_of
+from bridge_mcore.evaluation.results import benchmark_result, model_result
+from bridge_mcore.evaluation.tables import scores_table, show
 
 
 def test_pass_at_k_is_the_mean_over_all_choices(seed):
@@ -130,3 +134,29 @@ def test_majority():
     assert majority([None, None], [False, False]) == 0
     assert majority([None, None, 0], [False, False, True]) == 1  # no answer is no vote
     assert majority([0, 0, 0], [True, True, False]) == 1  # one comparison ran out of time
+
+
+def test_votes_are_for_what_the_reward_reads():
+    choice = Problem("0", "?", "C/4", None, "s", "choice")
+    assert {answer_of(choice, f"\\boxed{{{a}}}") for a in ("C", "(c)", r"\text{C}", "Answer: C")} == {"C"}
+    assert answer_of(choice, r"\boxed{12}") == "12" and answer_of(choice, "C") is None
+    logic = Problem("0", "?", "Ann is a knight, Bob is a knave", None, "s", "logic")
+    said = ("Bob: knight; Ann: knave", "Ann is a knave and Bob is a knight")
+    assert {answer_of(logic, f"\\boxed{{{a}}}") for a in said} == {"Ann is a knave, Bob is a knight"}
+    assert answer_of(logic, r"\boxed{Ann is a knight}") == "Ann is a knight"
+
+
+def test_an_average_over_fewer_benchmarks_says_so():
+    def result(names: str):
+        return model_result(names, {n: benchmark_result([record(n, i) for i in range(3)], 1, None) for n in names})
+
+    def record(name: str, i: int) -> Record:
+        return Record(name, str(i), 0, "p", "g", "r", None, "correct", "", 1, True)
+
+    rows = scores_table([result("ab"), result("a")])
+    assert rows[-1][0] == "average" and "(of" not in rows[-1][2] and rows[-1][3].endswith("(of 1)")
+
+
+def test_names_in_tables_are_no_markup(capsys):
+    show([["benchmark", "[/red] [bold]x"], ["a", "1.0"]], "t")
+    assert "[/red] [bold]x" in capsys.readouterr().out

@@ -11,8 +11,8 @@ import pytest
 
 from bridge_mcore.config.schema import DataSource
 from bridge_mcore.errors import ConfigError, DataError
-from bridge_mcore.evaluation.command import read_answers, run_evaluation, run_scores
-from bridge_mcore.evaluation.options import EvaluationOptions, Subject
+from bridge_mcore.evaluation.command import _alone, read_answers, run_evaluation, run_scores
+from bridge_mcore.evaluation.options import EvaluationOptions, Serving, Subject
 from bridge_mcore.evaluation.records import RecordFile, read_records
 from bridge_mcore.evaluation.suites import Answers, Benchmark, Suite
 from bridge_mcore.rollout.embedded import EmbeddedEngine
@@ -125,6 +125,72 @@ def test_other_settings_are_not_mixed_in(model, tmp_path):
     assert (tmp_path / "tiny/records/long.jsonl").read_bytes() != records
 
 
+def test_other_problems_and_other_numbers_are_not_mixed_in(model, tmp_path):
+    run_evaluation(options(model, tmp_path, limit=3))
+    few = options(model, tmp_path)
+    harder = DataSource(task="running_sums", difficulty=(3, 3), size=5, split="test")
+    judged = few.suite.benchmarks[0].source.model_copy(update={"reward": "choice"})
+    for source in (harder, judged):  # also where their number is another one
+        suite = few.suite.model_copy(update={"benchmarks": [Benchmark(name="sums", source=source)]})
+        with pytest.raises(ConfigError, match="sums: other problems, or other rewards"):
+            run_evaluation(options(model, tmp_path, suite=suite, limit=5))
+    with pytest.raises(ConfigError, match="dtype: 'float32', now 'bfloat16'"):
+        run_evaluation(options(model, tmp_path, limit=3, serving=Serving(dtype="bfloat16")))
+
+
+def test_a_restart_forgets_benchmarks_that_are_not_asked_now(model, tmp_path):
+    """Else their answers would be taken for those of the new settings."""
+    both = options(model, tmp_path, limit=3)
+    run_evaluation(both)
+    old = (tmp_path / "tiny/records/long.jsonl").read_bytes()
+    one = both.suite.model_copy(update={"benchmarks": both.suite.benchmarks[:1]})
+    run_evaluation(options(model, tmp_path, limit=3, seed=1, suite=one, restart=True))
+    assert not (tmp_path / "tiny/records/long.jsonl").exists()
+    run_evaluation(options(model, tmp_path, limit=3, seed=1))
+    assert (tmp_path / "tiny/records/long.jsonl").read_bytes() != old
+    (tmp_path / "tiny/settings.json").unlink()
+    with pytest.raises(ConfigError, match="holds answers, but how they came about is lost"):
+        run_evaluation(options(model, tmp_path, limit=3))
+    (tmp_path / "tiny/settings.json").write_text('{"benchmarks": {"sums": 3}}')
+    with pytest.raises(ConfigError, match="damaged"):
+        run_evaluation(options(model, tmp_path, limit=3))
+    with pytest.raises(DataError, match="holds no evaluation"):
+        read_answers(tmp_path / "tiny")
+
+
+def test_one_command_at_a_time(model, tmp_path):
+    with _alone(tmp_path / "tiny"), pytest.raises(ConfigError, match="another evaluation is writing"):
+        run_evaluation(options(model, tmp_path, limit=1))
+
+
+def test_rows_that_repeat_a_problem_are_one_problem(model, tmp_path, capsys):
+    rows = [{"question": f"Q:a{i}b2A:", "answer": f"no\n#### {i + 2}"} for i in (1, 2, 3)]
+    rows.append({**rows[0], "answer": "other words\n#### 3"})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = DataSource(path=tmp_path / "rows.jsonl", format="gsm8k")
+    suite = Suite(max_new_tokens=4, benchmarks=[Benchmark(name="twice", source=source)])
+    run_evaluation(options(model, tmp_path, suite=suite))
+    assert "twice: 1 rows repeat a problem" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["models"][0]["benchmarks"]["twice"]["problems"] == 3
+
+
+def test_scores_are_those_of_the_last_command(model, tmp_path, capsys):
+    run_evaluation(options(model, tmp_path, limit=5))
+    run_evaluation(options(model, tmp_path, limit=3))
+    results = json.loads((tmp_path / "results.json").read_text())
+    capsys.readouterr()
+    run_scores([tmp_path], "json", 1, 1)
+    assert json.loads(capsys.readouterr().out) == results  # no remark, no failures between
+
+
+def test_directories_of_one_name_are_told_apart(model, tmp_path, capsys):
+    for name in ("a", "b"):
+        run_evaluation(options(model, tmp_path / name, limit=2))
+    capsys.readouterr()
+    run_scores([tmp_path / "a/tiny", tmp_path / "b/tiny", tmp_path / "a"], "json", 0, 1)
+    assert [m["model"] for m in json.loads(capsys.readouterr().out)["models"]] == ["a/tiny", "b/tiny"]
+
+
 def test_several_models_are_compared_and_shown_again(model, tmp_path, capsys):
     chosen = options(model, tmp_path, subjects=(Subject("one", model), Subject("two", model)), failures=2)
     run_evaluation(chosen)
@@ -150,6 +216,8 @@ def test_an_unfinished_evaluation_is_shown_as_far_as_it_is(model, tmp_path, caps
     found, samples = read_answers(tmp_path / "tiny")
     assert samples == {"sums": 1, "long": 3} and len(found["sums"]) == 12 and len(found["long"]) == 30
     assert "long: 10 of 12 problems are answered" in capsys.readouterr().out
+    path.write_text("\n".join(lines))  # a kill in the middle of the last line: --restart is not called for
+    assert len(read_answers(tmp_path / "tiny")[0]["long"]) == 33
     path.write_text("{}\n")
     with pytest.raises(DataError, match=r"long\.jsonl, line 1 is no record"):
         read_answers(tmp_path / "tiny")

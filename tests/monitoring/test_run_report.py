@@ -254,3 +254,20 @@ def test_ends_share_no_point() -> None:
     assert ends([3.0]) == (3.0, 3.0)
     assert ends([0.0, 0.0, 1.0, 1.0]) == (0.0, 1.0)
     assert ends([float(i) for i in range(100)]) == (4.5, 94.5)
+
+
+def test_sets_of_their_own_period_are_all_in_the_table(tmp_path: Path) -> None:
+    """Not every evaluation has every set, and one without an accuracy is no point of the curve."""
+    run = write_run(tmp_path / "run", steps=3, total=9)
+    lines = [
+        {"step": 0, "accuracy": 0.25, "sets": {"main": 0.25, "rare": 0.125}, "problems": 8},
+        {"step": 2, "accuracy": 0.5, "sets": {"main": 0.5}, "problems": 8},
+        {"step": 3, "accuracy": None, "sets": {"rare": 0.75}, "problems": None},
+    ]
+    (run / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "metrics.jsonl").write_text('{"step": 3, "reward": 0.5}\n')
+    found = facts(load_run(run))
+    assert found["sets_before"] == {"main": 0.25, "rare": 0.125} and found["sets_after"] == {"main": 0.5, "rare": 0.75}
+    assert (found["accuracy_after"], found["accuracy_after_step"]) == (0.5, 2)
+    assert "12.5% → 75.0%" in text(run) and "25.0% → 50.0%" in text(run)
+    assert draw_figure(run, run / "figure.png").is_file()

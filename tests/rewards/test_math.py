@@ -267,7 +267,8 @@ def test_an_answer_that_repeats_the_question_is_no_answer(verifier: MathVerifier
         return verifier.judge([Attempt(gold=gold, response=f"\\boxed{{{answer}}}", prompt=prompt)])[0].verdict
 
     before = verifier.counts.copy()
-    assert judged("70", r"\binom{8}{4}", r"Compute $\dbinom{8}{4}$.") == "correct"  # spelled otherwise
+    assert judged("70", r"\binom{8}{4}", r"Compute $\dbinom{8}{4}$.") == "incorrect"
+    assert judged("70", r"8\cdot 7\cdot 5/4", r"Compute $\dbinom{8}{4}$.") == "correct"
     assert judged("70", r"\dbinom{8}{4}", r"Compute $\dbinom{8}{4}$.") == "incorrect"
     assert judged("6", r"\sqrt{36}", r"What is $\sqrt{36}$?") == "incorrect"
     assert judged("391", r"17 \cdot 23", r"What is $17\cdot23$?") == "incorrect"
@@ -276,7 +277,7 @@ def test_an_answer_that_repeats_the_question_is_no_answer(verifier: MathVerifier
     assert judged("1/2", r"\frac{1}{2}", r"Is it $\frac{1}{2}$ or $\frac{1}{3}$?") == "correct"
     assert judged(r"\sqrt{2}", r"\sqrt{2}", r"Is it $\sqrt{2}$ or $\sqrt{3}$?") == "correct"
     assert judged("70", r"\dbinom{8}{4}", "") == "correct"
-    assert verifier.counts - before == {"correct": 6, "incorrect": 3}
+    assert verifier.counts - before == {"correct": 6, "incorrect": 4}
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,12 @@ class Canned:
     """An engine that says what it is told to."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self.texts, self.asked = list(texts), []
+        self.texts, self.asked, self.keys = list(texts), [], []
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[Rollout]:
         self.asked.append((len(requests), params))
-        return [rollout(r.key, self.texts[r.key]) for r in requests]
+        self.keys += [r.key for r in requests]
+        return [rollout(r.key, text) for r, text in zip(requests, self.texts, strict=True)]
 
 
 def collect(world, section: Reward, responses=RESPONSES):
@@ -101,11 +102,14 @@ def test_noise_is_in_rewards_and_not_in_evaluations(world):
             "rare": HeldOut([EncodedPrompt(PROBLEMS[0], [1])], PARAMS, answers=3, every=7),
         }
         found = evaluate(sets, engine, examiner, world[1])  # type: ignore[arg-type]
+        alone = Canned(texts[6:])
+        evaluate({"rare": sets["rare"]}, alone, examiner, world[1])  # type: ignore[arg-type]
     finally:
         rewards.close()
     assert found.sets == {"pairs": 0.5, "rare": pytest.approx(1 / 3)}
     assert found.pass_at == {"pairs": 1.0, "rare": 1.0}
     assert (found.accuracy, found.counted) == (0.5, 3)
+    assert len(set(engine.keys)) == 9 and alone.keys == engine.keys[6:]  # a set's draws do not depend on the others
     assert engine.asked == [(9, PARAMS)]  # both sets in one call: they are sampled alike
     assert [(r.set, r.id, r.sample) for r in found.records[4:8]] == [
         ("pairs", "2", 0), ("pairs", "2", 1), ("rare", "0", 0), ("rare", "0", 1),
@@ -129,3 +133,17 @@ def test_a_plugin_judges_with_a_score(world, tmp_path):
         rewards.close()
     assert found.metrics["reward"] == pytest.approx((1 + 0.25 + 1) / 3)
     assert found.metrics["correct"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"form": {"bonus": 0.5}}, "needs a form"),
+        ({"form": {"penalty": 0.5}}, "needs a form"),
+        ({"length": {"cache": 5}}, "limit is not"),
+        ({"length": {"limit": 5}}, "needs a cache"),
+    ],
+)
+def test_shaping_that_would_do_nothing_is_refused(section, said):
+    with pytest.raises(ValueError, match=said):
+        Reward(**section)

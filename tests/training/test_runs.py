@@ -33,7 +33,7 @@ data:
   sft: {task: running_sums, size: 11, difficulty: [2, 4], seed: 5}
   evaluation:
   - {task: running_sums, split: test, size: 8, difficulty: [2, 4]}
-  - {task: running_sums, split: test, size: 3, difficulty: [2, 2], name: often, every: 2, answers: 2, temperature: 1.0}
+  - {task: running_sums, split: test, size: 3, difficulty: [2, 2], name: often, every: 4, answers: 2, temperature: 1.0}
 evaluation: {every: 3}
 checkpoint: {every: 2, keep: 2}
 monitoring: {tensorboard: false, figure: false}
@@ -76,6 +76,25 @@ def whole(tmp_path_factory) -> Path:
     return tmp_path / "run"
 
 
+def test_what_is_evaluated_is_bounded_by_the_model_alone_and_not_trained_on(tmp_path):
+    """The paper trains at 3k tokens and evaluates at 8k; a run that evaluates nothing reads no evaluation set."""
+    untrained = {"warm_start: {steps: 80": "warm_start: {steps: 0"}
+    long = untrained | {
+        "max_new_tokens: 12}": "max_new_tokens: 12}\nmethod: {name: sft}",
+        "steps: 8,": "steps: 1, max_length: 40,",
+    }
+    config = config_for(tmp_path / "long", tmp_path, **long, **{"{every: 3}": "{before: false, max_new_tokens: 48}"})
+    run(config)
+    assert {r.set for r in read_records(tmp_path / "long/evaluations/step_00000001.jsonl")} == {
+        "running_sums-test",
+        "often",
+    }
+    shared = "{task: running_sums, size: 8, difficulty: [2, 4], seed: 5}"
+    overlap = {"{task: running_sums, split: test, size: 8, difficulty: [2, 4]}": shared}
+    config = config_for(tmp_path / "shared", tmp_path, **long, **overlap)
+    assert "problems of evaluation set 'running_sums-train' are training prompts" in run(config, code=2)
+
+
 def test_a_whole_run_leaves_what_it_promises(whole, tmp_path):
     rows = metrics_of(whole)
     assert [r["step"] for r in rows] == list(range(1, 9))
@@ -100,13 +119,13 @@ def test_a_whole_run_leaves_what_it_promises(whole, tmp_path):
     }  # fmt: skip
     held_out = [json.loads(line) for line in (whole / "evaluation.jsonl").read_text().splitlines()]
     assert {e["step"]: sorted(e["sets"]) for e in held_out} == {
-        0: ["often", "running_sums-test"], 2: ["often"], 3: ["running_sums-test"], 4: ["often"],
-        6: ["often", "running_sums-test"], 8: ["often", "running_sums-test"],
+        0: ["often", "running_sums-test"], 3: ["running_sums-test"], 4: ["often"], 6: ["running_sums-test"],
+        8: ["often", "running_sums-test"],
     }  # fmt: skip
     for line in held_out:  # a set with a period of its own does not count
         assert line["accuracy"] == line["sets"].get("running_sums-test")
         assert all(line["pass_at_k"][n] >= line["sets"][n] for n in line.get("pass_at_k", {}))
-    records = read_records(whole / "evaluations" / "step_00000006.jsonl")
+    records = read_records(whole / "evaluations" / "step_00000008.jsonl")
     assert [r.sample for r in records] == [0] * 8 + [0, 1] * 3
     # The checkpoint, converted, is what the run exported.
     with pytest.raises(SystemExit, match="0"):

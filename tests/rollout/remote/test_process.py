@@ -201,9 +201,9 @@ def test_what_a_log_says_is_put_in_words(says: str, meaning: str, fleet_of: Call
 
 
 def test_a_server_that_does_not_come_up_in_time(fleet_of: Callable) -> None:
-    fleet = fleet_of(StandIn("import time; print('loading', flush=True); time.sleep(300)"), start_seconds=1.0)
+    fleet = fleet_of(StandIn("import time; print('loading', flush=True); time.sleep(300)"), start_seconds=5.0)
     fleet.launch()
-    with pytest.raises(TrainingError, match=r"(?s)is not ready after 1 s .*the end of its log.*    loading"):
+    with pytest.raises(TrainingError, match=r"(?s)is not ready after 5 s .*the end of its log.*    loading"):
         fleet.wait()
 
 
@@ -221,7 +221,7 @@ def test_real_servers_one_without_a_model_and_one_that_is_killed(fleet_of: Calla
     began = time.monotonic()
     with pytest.raises(TrainingError) as caught:
         without.wait()
-    assert time.monotonic() - began < 45  # 8 s alone on a quiet machine
+    assert time.monotonic() - began < 90  # 8 s alone on a quiet machine
     message = str(caught.value)
     assert "sglang server 0 ended with exit code 1 while starting: it cannot read the model directory" in message
     assert "no_model" in message and "the end of its log" in message
