@@ -34,16 +34,16 @@ def encode_prompts(
     data: Data,
     limit_tokens: int,
     counts: Counter[str] | None = None,
+    mend: str = "raise training.max_length (the model's context permitting) or lower rollout.max_new_tokens",
 ) -> list[EncodedPrompt]:
     """Tokenize prompts in order; `limit_tokens` is the longest prompt that leaves room for a response.
 
-    A longer one is a DataError. With `data.overlong` drop or cut it is left out and logged (half a question is another
-    question, so a prompt is never cut); all left out is a DataError too. `counts` gets how many were "kept" and
-    "dropped".
+    A longer one is a DataError, which says how to `mend` it. With `data.overlong` drop or cut it is left out and logged
+    (half a question is another question, so a prompt is never cut); all left out is a DataError too. `counts` gets how
+    many were "kept" and "dropped".
     """
     template = PromptTemplate(tokenizer, data.template, data.system_prompt)
     encoded = (EncodedPrompt(problem, template.prompt(problem)) for problem in problems)
-    mend = "raise training.max_length (the model's context permitting) or lower rollout.max_new_tokens"
     return _within(encoded, "prompt", limit_tokens, data.overlong, mend, counts)
 
 

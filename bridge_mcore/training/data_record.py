@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class DataRecord:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.entries: dict[str, dict[str, Any]] = {}
+        self._counts: dict[tuple[str, str], Counter[str]] = {}
 
     def load(self, key: str, *sources: DataSource) -> list[Problem]:
         """The problems of several sources, one after another; `key` is where the first stands in the configuration.
@@ -51,8 +53,14 @@ class DataRecord:
             }  # fmt: skip
         self.entries[key] = entry
 
+    def counts(self, key: str, what: str) -> Counter[str]:
+        """Where the encoding of a source (and of those mixed with it) counts what it kept, cut and dropped."""
+        return self._counts.setdefault((key, what), Counter())
+
     def write(self, directory: Path) -> None:
         """Write data.json."""
+        for (key, what), counts in self._counts.items():
+            self.entries[key][what] = dict(counts)
         (directory / DATA_FILE).write_text(json.dumps(self.entries, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -142,14 +142,15 @@ def _open(
             if config.data.rl is None:
                 raise ConfigError(f"data.rl is needed by method '{config.method.name}'")
             found = record.load("data.rl", config.data.rl, *config.data.rl_more)
-            prompts = encode_prompts(found, tokenizer, config.data, context - new)
+            prompts = encode_prompts(found, tokenizer, config.data, context - new, record.counts("data.rl", "prompts"))
         if SFT in needed:
             key, origin, more = "data.sft", config.data.sft, config.data.sft_more
             if origin is None:
                 key, origin, more = "data.rl", config.data.rl, config.data.rl_more
             if origin is None:
                 raise ConfigError(f"data.sft is needed by method '{config.method.name}'")
-            traces = encode_traces(record.load(key, origin, *more), tokenizer, config.data, context)
+            found = record.load(key, origin, *more)
+            traces = encode_traces(found, tokenizer, config.data, context, record.counts(key, "traces"))
         evaluation: dict[str, HeldOut] = {}
         # What is evaluated is not trained on: training.max_length does not bound it.
         whole = shape.max_positions if room is None else room.context
@@ -160,9 +161,10 @@ def _open(
                 raise ConfigError(
                     f"two evaluation sets are called '{name}'; give them different data.evaluation.N.name"
                 )
-            asked = encode_prompts(
-                record.load(f"data.evaluation.{number}", held_out), tokenizer, config.data, whole - most
-            )
+            key = f"data.evaluation.{number}"
+            found, counts = record.load(key, held_out), record.counts(key, "prompts")
+            mend = f"lower evaluation.max_new_tokens or {key}.max_new_tokens"
+            asked = encode_prompts(found, tokenizer, config.data, whole - most, counts, mend)
             params = SamplingParams(most, held_out.temperature, 1.0, stops, config.run.seed)
             evaluation[name] = HeldOut(asked, params, held_out.answers, held_out.every)
         _check_held_out([*(p.problem for p in prompts), *(t.problem for t in traces if t.problem)], evaluation)

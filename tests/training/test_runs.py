@@ -117,6 +117,8 @@ def test_a_whole_run_leaves_what_it_promises(whole, tmp_path):
     assert {k: v["problems"] for k, v in data.items()} == {
         "data.rl": 37, "data.sft": 11, "data.evaluation.0": 8, "data.evaluation.1": 3
     }  # fmt: skip
+    assert data["data.rl"]["prompts"] == {"kept": 37, "cut": 0, "dropped": 0}
+    assert data["data.sft"]["traces"]["kept"] == 11
     held_out = [json.loads(line) for line in (whole / "evaluation.jsonl").read_text().splitlines()]
     assert {e["step"]: sorted(e["sets"]) for e in held_out} == {
         0: ["often", "running_sums-test"], 3: ["running_sums-test"], 4: ["often"], 6: ["running_sums-test"],
