@@ -45,7 +45,7 @@ quickstart-sglang: setup engine-sglang
 JOBS ?= 2
 test: setup engine-sglang
 	@echo "== pytest, $(JOBS) processes"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
+	@$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
 
 # The engines' own environments. uv is many times faster than pip but does not read pip's configuration: torch goes
 # first, through pip, as above, and where uv cannot reach an index pip takes over. The last step imports the server:

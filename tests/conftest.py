@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,12 +22,18 @@ _BUSY = (
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for `-n 2 --dist loadgroup`: the busy tests are one, and each other file is one."""
-    root = Path(__file__).parent
-    for item in items:
-        name = item.path.relative_to(root).as_posix()
-        item.add_marker(pytest.mark.xdist_group("busy" if name.startswith(_BUSY) else name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `-n 2`: all busy tests go to one process, the first that asks; of the others each file goes as a whole."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0].partition("tests/")[2]
+            return "busy" if file.startswith(_BUSY) else file
+
+    config.option.loadscopereorder = False  # in the order of collection: busy ones are among the first
+    return Scheduling(config, log)
 
 
 @pytest.fixture
