@@ -49,7 +49,7 @@ def test_a_killed_conversion_leaves_the_old_or_the_new_and_goes_on(tmp_path, see
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path, seed):
-    """260 MiB there and back add less than 130: two threads hold a few blocks of 16 MiB each, read and to be written."""
+    """260 MiB there and back add less than 130: two threads hold a few blocks of 16 MiB each, to read and to write."""
     save_wide(tmp_path / "small", seed, 64)
     save_wide(tmp_path / "hf", seed, 1536)
     size = sum(p.stat().st_size for p in (tmp_path / "hf").glob("*.safetensors")) / 2**20
