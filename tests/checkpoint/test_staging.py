@@ -49,12 +49,12 @@ def test_a_killed_conversion_leaves_the_old_or_the_new_and_goes_on(tmp_path, see
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path, seed):
-    """260 MiB there and back add less than 130: two threads hold a few blocks of 16 MiB each, to read and to write."""
+    """260 MiB there and back add less than 180: two threads map, hold and write a few blocks of 16 MiB each."""
     save_wide(tmp_path / "small", seed, 64)
     save_wide(tmp_path / "hf", seed, 1536)
     size = sum(p.stat().st_size for p in (tmp_path / "hf").glob("*.safetensors")) / 2**20
     assert size > 250
-    assert float(run_job("memory", *(str(tmp_path / name) for name in ("small", "hf", ".")))) < 130
+    assert float(run_job("memory", *(str(tmp_path / name) for name in ("small", "hf", ".")))) < 180
 
 
 def outputs(names: list[str], ran: list[str], fail: str | None = None) -> list[Output]:
