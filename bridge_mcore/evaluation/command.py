@@ -18,7 +18,14 @@ from bridge_mcore.evaluation.majority import Same
 from bridge_mcore.evaluation.options import EvaluationOptions, Subject
 from bridge_mcore.evaluation.records import Record, read_records
 from bridge_mcore.evaluation.results import ModelResult, benchmark_result, compare, model_result
-from bridge_mcore.evaluation.run import SETTINGS_FILE, answer_all, check_settings, model_fingerprint, prepare
+from bridge_mcore.evaluation.run import (
+    SETTINGS_FILE,
+    answer_all,
+    check_settings,
+    model_fingerprint,
+    prepare,
+    write_json,
+)
 from bridge_mcore.evaluation.subjects import hf_directory
 from bridge_mcore.evaluation.verifiers import Verifiers
 from bridge_mcore.monitoring.progress import phase, say
@@ -40,7 +47,7 @@ def run_evaluation(options: EvaluationOptions) -> None:
         with phase("computing intervals"):
             models = [_result(label, answered, samples, verifiers.same) for label, answered, samples in found]
         for model in models:
-            _write_json(options.output / model.label / RESULTS_FILE, model.summary())
+            write_json(options.output / model.label / RESULTS_FILE, model.summary())
         show_results(models, "text")
         write_tables(options.output, options.suite_name, models)
         show_failures([(label, answered) for label, answered, _ in found], options.failures)
@@ -80,7 +87,7 @@ def _evaluate(subject: Subject, options: EvaluationOptions, verifiers: Verifiers
             "benchmarks": {work.benchmark.name: work.settings() for work in works},
         }  # fmt: skip
         check_settings(directory, settings, options.restart)
-        _write_json(directory / "command.json", {
+        write_json(directory / "command.json", {
             "bridge_mcore": __version__, "model": str(subject.path.absolute()), "suite": options.suite_name,
             "device": serving.device, "suite_file": options.suite.model_dump(mode="json"),
         })  # fmt: skip
@@ -127,7 +134,7 @@ def write_tables(output: Path, heading: str, models: Sequence[ModelResult]) -> N
     output.mkdir(parents=True, exist_ok=True)
     text = "\n".join(f"{title}\n\n{tables.markdown(rows)}" for title, rows in _tables(models))
     (output / "results.md").write_text(f"# {heading}\n\n{text}")
-    _write_json(output / RESULTS_FILE, _plain(models))
+    write_json(output / RESULTS_FILE, _plain(models))
 
 
 def show_failures(found: Sequence[tuple[str, Answered]], count: int, tell: Callable[[str], None] = say) -> None:
@@ -210,10 +217,3 @@ def _models_in(directory: Path) -> list[Path]:
         order = []
     there = sorted(path.parent for path in directory.glob(f"*/{SETTINGS_FILE}"))
     return sorted(there, key=lambda path: order.index(path.name) if path.name in order else len(order))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from bridge_mcore.data.pairs import EncodedPrompt
 from bridge_mcore.evaluation.metrics import mean_pass_at_k
-from bridge_mcore.evaluation.records import Record, answer_of, shown_gold
+from bridge_mcore.evaluation.records import Record, record_of
 from bridge_mcore.platform.distributed import Layout
 from bridge_mcore.rewards.judge import Judge, is_replica_first
 from bridge_mcore.rollout.engine import Engine, Request, SamplingParams
@@ -75,15 +75,11 @@ def evaluate(
         asked = [i for i in mine if sets[work[i][0]].params == params]
         requests = [Request(keys[i], tuple(work[i][1].tokens)) for i in asked]
         rollouts = judge.stopped(engine.generate(requests, params))
-        problems = [work[i][1].problem for i in asked]
-        verdicts = judge.verify(problems, rollouts, [work[i][2] for i in asked])
-        for i, problem, rollout, verdict in zip(asked, problems, rollouts, verdicts, strict=True):
-            response = judge.read(rollout)
-            records[i] = Record(
-                set=work[i][0], id=problem.id, sample=work[i][2], prompt=problem.prompt,
-                gold=shown_gold(problem.answer), response=response, answer=answer_of(problem, response),
-                verdict=verdict.verdict, reason=verdict.reason, tokens=len(rollout.tokens), finished=rollout.finished,
-            )  # fmt: skip
+        problems, numbers = [work[i][1].problem for i in asked], [work[i][2] for i in asked]
+        verdicts = judge.verify(problems, rollouts, numbers)
+        attempts = judge.attempts(problems, rollouts, numbers)
+        for i, problem, attempt, verdict in zip(asked, problems, attempts, verdicts, strict=True):
+            records[i] = record_of(work[i][0], problem, attempt, verdict)
     if dist.get_world_size() > 1:
         parts: list[dict[int, Record]] = [{}] * dist.get_world_size()
         dist.all_gather_object(parts, records if is_replica_first() else {})

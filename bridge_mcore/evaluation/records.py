@@ -15,6 +15,8 @@ from bridge_mcore.evaluation.votes import same_spelling
 from bridge_mcore.rewards.boxed import last_boxed
 from bridge_mcore.rewards.exact import clean
 from bridge_mcore.rewards.extract import final_answer
+from bridge_mcore.rewards.protocol import Attempt
+from bridge_mcore.rewards.verdict import Verdict
 
 #: Characters of a gold answer that are kept: the tests of a programming problem may have megabytes.
 _MAX_GOLD = 2000
@@ -50,6 +52,15 @@ class Record:
     def correct(self) -> bool:
         """Whether the reward said so."""
         return self.verdict == "correct"
+
+
+def record_of(name: str, problem: Problem, attempt: Attempt, verdict: Verdict) -> Record:
+    """The record of one judged answer to a problem of the benchmark `name`."""
+    return Record(
+        set=name, id=problem.id, sample=attempt.sample, prompt=problem.prompt, gold=shown_gold(problem.answer),
+        response=attempt.response, answer=answer_of(problem, attempt.response), verdict=verdict.verdict,
+        reason=verdict.reason, tokens=attempt.tokens or 0, finished=attempt.finished,
+    )  # fmt: skip
 
 
 def shown_gold(gold: str) -> str:

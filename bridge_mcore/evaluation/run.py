@@ -19,7 +19,7 @@ from bridge_mcore.data.templates import PromptTemplate
 from bridge_mcore.errors import ConfigError, DataError
 from bridge_mcore.evaluation.answerer import Answerer, open_answerer
 from bridge_mcore.evaluation.options import EvaluationOptions
-from bridge_mcore.evaluation.records import Record, RecordFile, answer_of, shown_gold
+from bridge_mcore.evaluation.records import Record, RecordFile, record_of
 from bridge_mcore.evaluation.suites import Benchmark, how_answered, place
 from bridge_mcore.model.families import find_family
 from bridge_mcore.monitoring.progress import say, track
@@ -154,9 +154,14 @@ def check_settings(directory: Path, found: dict[str, Any], restart: bool) -> Non
         found = {**found, "benchmarks": {**old["benchmarks"], **found["benchmarks"]}}
     elif records.is_dir() and any(records.iterdir()):
         raise ConfigError(f"{records} holds answers, but how they came about is lost ({path}); give --restart")
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(path, found)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file that is whole at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
     temporary.replace(path)
 
 
@@ -248,11 +253,7 @@ def judged(work: Work, rollouts: Sequence[Rollout], template: PromptTemplate, ju
         for p, text, (_, j), r in zip(problems, texts, places, rollouts, strict=True)
     ]
     for problem, attempt, verdict in zip(problems, attempts, judge(problems, attempts), strict=True):
-        yield Record(
-            set=work.benchmark.name, id=problem.id, sample=attempt.sample, prompt=problem.prompt,
-            gold=shown_gold(problem.answer), response=attempt.response, answer=answer_of(problem, attempt.response),
-            verdict=verdict.verdict, reason=verdict.reason, tokens=attempt.tokens or 0, finished=attempt.finished,
-        )  # fmt: skip
+        yield record_of(work.benchmark.name, problem, attempt, verdict)
 
 
 def _progress(blocks: Iterator[list[Record]], total: int, text: str) -> Iterator[list[Record]]:

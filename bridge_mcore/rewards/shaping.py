@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from bridge_mcore.errors import ConfigError
+from bridge_mcore.rewards.boxed import last_boxed
 from bridge_mcore.rewards.protocol import Attempt
 from bridge_mcore.rewards.verdict import Verdict
 
@@ -152,14 +153,4 @@ def length_adjustment(attempt: Attempt, verdict: Verdict, length: LengthShaping)
 
 
 def _one_closed_box(text: str) -> bool:
-    found = _BOX.findall(text)
-    if len(found) != 1:
-        return False
-    opened = _BOX.search(text)
-    assert opened is not None
-    depth = 1
-    for brace in re.finditer(r"\\.|[{}]", text[opened.end() :], re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return True
-    return False
+    return len(_BOX.findall(text)) == 1 and last_boxed(text) is not None

@@ -43,7 +43,9 @@ class DataRecord:
         entry["sha256"] = digest(problems)
         if source.path is not None:
             card = card_of(source.path)
-            entry["file"] = {"path": str(source.path.absolute()), **_file_facts(source.path)}
+            # The card was just verified: its hash is the file's, which need not be read again.
+            known = card["outputs"][source.path.name]["sha256"] if card is not None else None
+            entry["file"] = {"path": str(source.path.absolute()), **_file_facts(source.path, known)}
             if card is not None:
                 entry["card"] = card
         elif source.dataset is not None:
@@ -72,8 +74,8 @@ def digest(problems: Sequence[Problem]) -> str:
     return found.hexdigest()
 
 
-def _file_facts(path: Path) -> dict[str, Any]:
+def _file_facts(path: Path, sha256: str | None) -> dict[str, Any]:
     path = path.expanduser()
     if path.is_dir():  # all files of a directory are one source
         return {"files": {str(p.relative_to(path)): file_hash(p) for p in sorted(path.rglob("*")) if p.is_file()}}
-    return {"sha256": file_hash(path), "bytes": path.stat().st_size}
+    return {"sha256": sha256 or file_hash(path), "bytes": path.stat().st_size}
