@@ -37,3 +37,10 @@ class TrainingError(BridgeError):
     """A run that had to stop: NaN, zero tokens, weights that did not arrive, a full disk."""
 
     exit_code = 3
+
+
+class RunStopped(TrainingError):
+    """A step that cannot be taken, found on every rank alike and before it has changed anything.
+
+    Whoever drives the run saves it as it was before the step, so that it can go on once the cause is mended.
+    """

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bridge_mcore.config.engines import Servers, default_python
-from bridge_mcore.errors import TrainingError
+from bridge_mcore.errors import RunStopped, TrainingError
 from bridge_mcore.monitoring.progress import say
 from bridge_mcore.platform.ranks import free_port, gpu_memories, own_address
 from bridge_mcore.rollout.remote.control import Control
@@ -22,7 +22,7 @@ from bridge_mcore.rollout.remote.process import ServerProcess
 _SAY_EVERY_S = 15.0
 
 
-class EngineLost(TrainingError):
+class EngineLost(RunStopped):
     """Servers were lost more often than servers.max_restarts allows: the run checkpoints and ends."""
 
 
