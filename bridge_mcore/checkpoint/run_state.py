@@ -67,6 +67,9 @@ class _Writing:
     results: list[Any] = field(default_factory=list)
     failure: Exception | None = None
     thread: threading.Thread | None = None
+    #: Whether the thread has written all. Not its `is_alive` or `join`: a Ctrl-C in a join has Python (3.11) take a
+    #: thread that still runs for one that has ended.
+    done: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
         try:
@@ -74,6 +77,7 @@ class _Writing:
         except Exception as error:  # the ranks agree on it in the main thread
             self.failure = error
         self.pieces = []
+        self.done.set()
 
 
 class CheckpointWriter:
@@ -102,9 +106,9 @@ class CheckpointWriter:
         if error is None:
             self.finish()
         elif self._writing is not None and self._writing.thread is not None:
-            self._rescue(self._writing.target, self._writing.thread)
+            self._rescue(self._writing)
 
-    def _rescue(self, target: Path, thread: threading.Thread) -> None:
+    def _rescue(self, writing: _Writing) -> None:
         """After a failure: finish if all ranks are still there to do so; at least let no thread write on."""
         problem = "other ranks are gone"
         if all_arrive(_RESCUE_SECONDS):
@@ -113,8 +117,8 @@ class CheckpointWriter:
                 return
             except (BridgeError, RuntimeError) as error:  # what the block has raised is what the user must read
                 problem = str(error)
-        thread.join()
-        print(f"warning: {target} could not be finished: {problem}", file=sys.stderr, flush=True)
+        writing.done.wait()
+        print(f"warning: {writing.target} could not be finished: {problem}", file=sys.stderr, flush=True)
 
     def save(self, policy: Policy, step: int, extra: dict[str, Any], layout: dict[str, Any]) -> Path:
         """Save as `directory`/step_N; waits for an earlier save. Returns that path, which may not be there yet.
@@ -172,8 +176,7 @@ class CheckpointWriter:
         """Give a background save its name if all ranks have written theirs. The new checkpoint, or None. Collective."""
         if self._writing is None:
             return None
-        assert self._writing.thread is not None
-        done = torch.tensor(int(not self._writing.thread.is_alive()), device=self._device)
+        done = torch.tensor(int(self._writing.done.is_set()), device=self._device)
         dist.all_reduce(done, op=dist.ReduceOp.MIN)
         return self._complete() if done else None
 
@@ -181,14 +184,13 @@ class CheckpointWriter:
         """Wait for a background save and give it its name. The new checkpoint, or None. Collective."""
         if self._writing is None:
             return None
-        assert self._writing.thread is not None
-        self._writing.thread.join()
+        self._writing.done.wait()
         return self._complete()
 
     def _complete(self) -> Path:
         """Finish the save that all ranks have written: metadata, manifest, name; then prune. Collective."""
         writing, self._writing = self._writing, None
-        assert writing is not None and self._plan is not None
+        assert writing is not None and self._plan is not None and writing.done.is_set()
         atomic.agree(writing.failure, writing.target, writing.temporary)
         main = dist.get_rank() == 0
         written: list[Any] | None = [None] * dist.get_world_size() if main else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 
@@ -9,7 +11,7 @@ import pytest
 
 from bridge_mcore.checkpoint.manifest import list_checkpoints, read_manifest, verify_files
 from bridge_mcore.errors import TrainingError
-from tests.checkpoint.test_run_state import LAYOUT, make_policy
+from tests.checkpoint.test_run_state import LAYOUT, make_policy, same, state_of
 from tests.models import save_tiny
 from tests.parallel.processes import run_ranks
 
@@ -37,6 +39,30 @@ def test_whatever_fails_keeps_what_is_being_written(world, tmp_path, monkeypatch
     (path,) = list_checkpoints(tmp_path / "checkpoints")
     assert path.name == "step_00000004"
     verify_files(path, read_manifest(path))
+
+
+def test_ctrl_c_while_waiting_for_it_leaves_it_whole(world, tmp_path, monkeypatch):
+    """Python takes a thread for ended whose join was interrupted: the metadata must wait for the files all the same."""
+    from bridge_mcore.checkpoint import run_state
+
+    save_tiny("qwen2", tmp_path / "base", vocab=101)
+    policy, write = make_policy(world, tmp_path / "base"), run_state.write_pieces
+
+    def slow(*arguments):
+        time.sleep(1.5)
+        return write(*arguments)
+
+    monkeypatch.setattr(run_state, "write_pieces", slow)
+    with pytest.raises(KeyboardInterrupt):
+        with run_state.CheckpointWriter(tmp_path / "checkpoints", 2, asynchronous=True) as writer:
+            writer.save(policy, 4, {}, LAYOUT)
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            writer.finish()
+            raise AssertionError("it was not interrupted")
+    before = state_of(policy)
+    (path,) = list_checkpoints(tmp_path / "checkpoints")
+    run_state.load_state(path, policy, LAYOUT)
+    assert same(before, state_of(policy))
 
 
 def test_a_write_that_fails_too_does_not_hide_what_failed_first(world, tmp_path, monkeypatch, capsys):
