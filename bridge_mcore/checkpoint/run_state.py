@@ -152,14 +152,15 @@ class CheckpointWriter:
         except Exception as error:
             failure = error
         atomic.agree(failure, target, temporary)
-        self._writing = writing
         if not self.asynchronous:
+            self._writing = writing
             writing.run()
             self._complete()
             return target
         # Not a daemon: a process that ends lets it finish, instead of tearing it down inside torch.
         writing.thread = threading.Thread(target=writing.run, name=f"checkpoint of step {step}")
         writing.thread.start()
+        self._writing = writing  # from here on it is waited for, so the thread must run
         return target
 
     def _snapshot(self, policy: Policy, pieces: list[ShardedTensor]) -> list[ShardedTensor]:
