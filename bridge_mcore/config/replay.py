@@ -16,7 +16,16 @@ from bridge_mcore.config.model_files import adapter_problems, directory_sizes, m
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.config.parallel import parallel_problems, world_problems, world_size
 from bridge_mcore.config.schema import Parallel
-from bridge_mcore.config.types import Betas, ClipRange, Fraction, NonNegativeFloat, PositiveFloat, Section
+from bridge_mcore.config.types import (
+    Betas,
+    ClipRange,
+    Epsilon,
+    Fraction,
+    LearningRate,
+    NonNegativeFloat,
+    PositiveFloat,
+    Section,
+)
 from bridge_mcore.errors import ConfigError, DataError
 
 #: Lines of batch.jsonl that one error message lists.
@@ -55,7 +64,7 @@ class ReplayOptimizer(Section):
 
     name: Literal["adamw", "sgd"] = Field("adamw", description="adamw has decoupled weight decay")
     betas: Betas = Field((0.9, 0.95), description="AdamW's decay rates of the two moments")
-    eps: PositiveFloat = Field(1e-8, description="AdamW's ε")
+    eps: Epsilon = Field(1e-8, description="AdamW's ε")
     weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay of matrices")
     weight_decay_1d: bool = Field(False, description="also decay norms and biases")
 
@@ -64,8 +73,8 @@ class ReplaySettings(Section):
     """settings.yaml of a case."""
 
     lam: Fraction = Field(description="λ, penalty weight of Eq. (7)")
-    alpha: PositiveFloat = Field(description="learning rate of θ and θ̂")
-    beta: PositiveFloat = Field(description="learning rate of w")
+    alpha: LearningRate = Field(description="learning rate of θ and θ̂")
+    beta: LearningRate = Field(description="learning rate of w")
     optimizer: ReplayOptimizer = ReplayOptimizer()
     clip_range: ClipRange = Field(0.2, description="ε, or (ε_low, ε_high)")
     kl_coefficient: NonNegativeFloat = Field(0.0, description="weight of the KL to the reference")

@@ -247,7 +247,8 @@ class _Reader:
             if len(digits) <= _MOST_DIGITS:
                 return int(digits)
             return self._problem(
-                node, f"{dotted(path) or 'this'} is a number of {len(digits.lstrip('+-'))} digits; {_MOST_DIGITS} are the most"
+                node,
+                f"{dotted(path) or 'this'} is a number of {len(digits.lstrip('+-'))} digits; {_MOST_DIGITS} are the most",
             )
         if kind in ("int", "float") and _FLOAT.match(node.value):
             return self._loader.construct_yaml_float(node)
