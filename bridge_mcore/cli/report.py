@@ -8,13 +8,16 @@ from typing import Annotated
 
 import typer
 
+from bridge_mcore.cli.options import user_path
 from bridge_mcore.errors import ConfigError
 
 
 def report(
     run_dirs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN_DIR...", help="Directory that `train` wrote; several are compared."),
+        typer.Argument(
+            metavar="RUN_DIR...", help="Directory that `train` wrote; several are compared.", callback=user_path
+        ),
     ],
     figure: Annotated[
         Path | None,
@@ -23,6 +26,7 @@ def report(
             help="Where the figure goes (.png, .pdf or .svg). Default: figure.png in the run directory, or "
             "comparison.png beside the directories of several runs.",
             show_default=False,
+            callback=user_path,
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print only the table, as Markdown.")] = False,

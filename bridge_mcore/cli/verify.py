@@ -15,6 +15,7 @@ from typing import Annotated, cast
 
 import typer
 
+from bridge_mcore.cli.options import MOST_PROCESSES, MOST_SECONDS, user_path
 from bridge_mcore.errors import DataError
 from bridge_mcore.rewards import MathVerifier, Verdict
 from bridge_mcore.rewards.verdict import VERDICTS
@@ -32,17 +33,24 @@ def verify(
         Path,
         typer.Argument(
             help='JSONL file with a line {"gold": "...", "response": "..."} per answer; "-" reads standard input. '
-            "Other keys are ignored, and so are blank lines."
+            "Other keys are ignored, and so are blank lines.",
+            callback=user_path,
         ),
     ],
-    workers: Annotated[int, typer.Option(min=1, help="Processes that run the comparisons.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=MOST_PROCESSES, help="Processes that run the comparisons.")] = 2,
     cpu_seconds: Annotated[
         float,
-        typer.Option(min=0.1, help='CPU seconds that one comparison may take; beyond, its verdict is "timeout".'),
+        typer.Option(
+            min=0.1,
+            max=MOST_SECONDS,
+            help='CPU seconds that one comparison may take; beyond, its verdict is "timeout".',
+        ),
     ] = 5.0,
     wall_seconds: Annotated[
         float,
-        typer.Option(min=0.1, help="Seconds by the clock after which a comparison is given up, busy or not."),
+        typer.Option(
+            min=0.1, max=MOST_SECONDS, help="Seconds by the clock after which a comparison is given up, busy or not."
+        ),
     ] = 60.0,
 ) -> None:
     r"""Check answers: is the last \boxed{...} of each response the gold answer?

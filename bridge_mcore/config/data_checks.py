@@ -27,7 +27,7 @@ def evaluates(config: Config) -> bool:
     return bool(config.data.evaluation) and (wanted or any(held.every for held in config.data.evaluation))
 
 
-def _used_sources(config: Config) -> dict[str, DataSource]:
+def used_sources(config: Config) -> dict[str, DataSource]:
     """The data sources that the method reads, by key; SFT without a source of its own reads the RL one's traces."""
     data = config.data
     used = {}
@@ -62,7 +62,7 @@ def data_problems(config: Config) -> Iterator[str]:
     if config.evaluation.every > 0 and not data.evaluation:
         every = config.evaluation.every
         yield f"evaluation.every = {every}, but data.evaluation is empty: add a source there, or set it to 0"
-    for key, source in _used_sources(config).items():
+    for key, source in used_sources(config).items():
         yield from _source(key, source)
     for i, held in enumerate(data.evaluation if evaluates(config) else ()):
         if held.answers > 1 and held.temperature == 0:
@@ -118,7 +118,7 @@ def file_or_task(value: str, key: str) -> tuple[Path | None, str | None, list[st
 
 def template_problems(config: Config) -> Iterator[str]:
     """Templates that the model's tokenizer cannot serve."""
-    template, used = config.data.template, _used_sources(config)
+    template, used = config.data.template, used_sources(config)
     if not used:
         return
     if config.data.system_prompt is not None and template in ("plain", "abel"):

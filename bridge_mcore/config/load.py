@@ -106,7 +106,8 @@ def _apply(override: str, source: Source, model: type[Section]) -> None:
     if not equals or not all(str(part) for part in path):
         hint = "" if equals else _hint(model, path, source.problems)
         source.problems.append(
-            f"{COMMAND_LINE}: '{_shown(override)}' is not KEY=VALUE, for example training.steps=10 (KEY= sets null){hint}"
+            f"{COMMAND_LINE}: '{_shown(override)}' is not KEY=VALUE, for example training.steps=10 "
+            f"(KEY= sets null){hint}"
         )
         return
     field = field_at(model, path)

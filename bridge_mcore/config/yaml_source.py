@@ -246,10 +246,8 @@ class _Reader:
             digits = node.value.replace("_", "")
             if len(digits) <= _MOST_DIGITS:
                 return int(digits)
-            return self._problem(
-                node,
-                f"{dotted(path) or 'this'} is a number of {len(digits.lstrip('+-'))} digits; {_MOST_DIGITS} are the most",
-            )
+            text = f"is a number of {len(digits.lstrip('+-'))} digits; {_MOST_DIGITS} are the most"
+            return self._problem(node, f"{dotted(path) or 'this'} {text}")
         if kind in ("int", "float") and _FLOAT.match(node.value):
             return self._loader.construct_yaml_float(node)
         if kind == "str":

@@ -316,4 +316,4 @@ class TestReplay:
 
 def test_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("keys", "optimizer.alpha") == 0
-    assert capsys.readouterr().out.startswith("optimizer.alpha = 5e-07\n    a number > 0; ")
+    assert capsys.readouterr().out.startswith("optimizer.alpha = 5e-07\n    a number >= 1e-20 and <= 10; ")

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 
 from bridge_mcore.config.load import load_section, raise_problems
 from bridge_mcore.config.nearest import nearest
+from bridge_mcore.config.outputs import directory_problem
 from bridge_mcore.config.schema import DataSource
 from bridge_mcore.config.types import (
     Allowed,
@@ -128,13 +129,21 @@ def built_in() -> list[str]:
     return sorted(path.stem for path in BUILT_IN.glob("*.yaml"))
 
 
+def built_in_path(name: str) -> Path:
+    """The file of a recipe that comes with the package."""
+    return BUILT_IN / f"{name}.yaml"
+
+
 def recipe_path(name: str) -> Path:
-    """The file that a name or path means. ConfigError names the nearest recipe."""
+    """The file that a name or path means; a directory called like a recipe is not meant. ConfigError names the nearest
+    recipe."""
     path = Path(name).expanduser()
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         return path
     if name in built_in():
-        return BUILT_IN / f"{name}.yaml"
+        return built_in_path(name)
+    if path.exists():
+        return path
     raise ConfigError(
         f"there is no recipe '{name}'{nearest(name, built_in())}; give a YAML file, or one of {', '.join(built_in())}"
     )
@@ -226,6 +235,5 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield f"prompts: two sources are called {name}; reports could not tell them apart"
     if recipe.tokenizer is not None and not (recipe.tokenizer / "tokenizer_config.json").is_file():
         yield f"tokenizer = {recipe.tokenizer} holds no tokenizer_config.json; give a model's or tokenizer's directory"
-    output = recipe.output
-    if output.exists() and not output.is_dir():
-        yield f"output = {output} is a file; give a directory"
+    if (problem := directory_problem(recipe.output)) is not None:
+        yield f"output = {recipe.output}: {problem}"

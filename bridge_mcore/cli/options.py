@@ -1,0 +1,31 @@
+"""What options and arguments of all commands have in common: paths, and the largest numbers that mean something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import typer
+
+from bridge_mcore.config.json_file import one_line
+from bridge_mcore.config.types import expanded
+
+#: As in configurations (config.types).
+MOST_ROWS = 1_000_000_000
+MOST_COUNT = 1_000_000
+MOST_PROCESSES = 100_000
+MOST_TOKENS = 100_000_000
+MOST_SECONDS = 1e7
+HOTTEST = 1000.0
+
+Given = TypeVar("Given", Path, Path | None, list[Path])
+
+
+def user_path(value: Given) -> Given:
+    """A path, or several, as typed, with `~` spelt out. BadParameter for what no file system takes."""
+    if isinstance(value, list):
+        return [user_path(path) for path in value]
+    try:
+        return expanded(value)  # type: ignore[return-value]
+    except ValueError as error:
+        raise typer.BadParameter(f"{one_line(value, 200)}: {error}") from None
