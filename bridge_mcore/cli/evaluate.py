@@ -227,8 +227,10 @@ def scores(
         if not directory.is_dir():
             raise ConfigError(f"{directory} is no directory; give one that `bridge-mcore eval` wrote")
 
+    from bridge_mcore.config.machine import require_processes
     from bridge_mcore.evaluation.command import run_scores
 
+    require_processes("--workers", workers)
     run_scores(directories, form, show_failures, workers)
 
 
@@ -257,6 +259,8 @@ def _suite(suite: str | None, data: str | None, only: str | None) -> tuple[Suite
 
 def _servers(engine: str, urls: list[str], settings: list[str]) -> Servers:
     """The section `servers` that the options describe, checked as in a configuration."""
+    from bridge_mcore.config.engine_checks import is_url, unreachable
+    from bridge_mcore.config.json_file import one_line
     from bridge_mcore.config.load import load_values
     from bridge_mcore.config.schema import Config
 
@@ -264,6 +268,15 @@ def _servers(engine: str, urls: list[str], settings: list[str]) -> Servers:
         raise ConfigError("--server needs --engine sglang or vllm")
     values = [f"servers.{setting}" for setting in settings]
     servers = load_values(Config, values).servers
+    patient = any(setting.startswith("start_seconds=") for setting in settings)
+    for url in urls:
+        if not is_url(url):
+            raise ConfigError(f"--url {one_line(url, 200)} is no URL such as http://host:30000")
+        if not patient and (reason := unreachable(url)) is not None:
+            raise ConfigError(
+                f"--url {url}: no server answers there ({reason}); start it first, or let this wait for it with "
+                "--server start_seconds=600"
+            )
     if servers.mode == "external" and not (urls or servers.urls):
         raise ConfigError("--server mode=external needs --url, of the servers that run already")
     if urls:

@@ -18,7 +18,6 @@ from bridge_mcore import __version__
 from bridge_mcore.cli import convert, data, evaluate, generate, keys, replay, report, selftest, train, verify
 from bridge_mcore.cli.refusals import refusal
 from bridge_mcore.config.json_file import one_line
-from bridge_mcore.config.machine import require_descriptors
 from bridge_mcore.errors import BridgeError
 from bridge_mcore.platform.quiet import quieten
 from bridge_mcore.platform.ranks import joined
@@ -67,6 +66,8 @@ def _options(
     ] = False,
 ) -> None:
     if context.invoked_subcommand not in _LIGHT:
+        from bridge_mcore.config.machine import require_descriptors
+
         require_descriptors()
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, cast
 import typer
 
 from bridge_mcore.cli.options import MOST_PROCESSES, MOST_SECONDS, user_path
+from bridge_mcore.config.machine import require_processes
 from bridge_mcore.errors import DataError
 from bridge_mcore.rewards import MathVerifier, Verdict
 from bridge_mcore.rewards.verdict import VERDICTS
@@ -59,6 +60,7 @@ def verify(
     "timeout" | "error", "reason": "..."}. A line that cannot be read gets the verdict "error" with its line number.
     Progress and the totals go to standard error.
     """
+    require_processes("--workers", workers)
     name = "standard input" if str(file) == "-" else str(file)
     with _open(file) as stream, MathVerifier(workers, cpu_seconds, wall_seconds) as verifier:
         progress = _Progress()

@@ -35,15 +35,26 @@ def processes_problem(key: str, count: int, most_per_core: int = _PROCESSES_PER_
     return f"{key} = {count} is more than {most_per_core} for each of this machine's {cores} cores; lower it"
 
 
+def require_processes(key: str, count: int) -> None:
+    """Raises ConfigError for more processes than this machine takes."""
+    if (problem := processes_problem(key, count)) is not None:
+        raise ConfigError(problem)
+
+
+def layout_problems(world: int) -> Iterator[str]:
+    """A layout of more processes than this machine takes, where none are started yet."""
+    if not joined() and (problem := processes_problem("the product of the parallel sizes", world)) is not None:
+        yield problem
+
+
 def machine_problems(config: Config, sizes: Sizes, world: int) -> Iterator[str]:
     """What of a configuration this machine cannot hold, whatever it does."""
     counts = [("run.threads", config.run.threads, _THREADS_PER_CORE)]
     counts += [("reward.workers", config.reward.workers, _PROCESSES_PER_CORE)]
-    if not joined():
-        counts += [("tensor × pipeline × context × data of parallel", world, _PROCESSES_PER_CORE)]
     for key, count, most in counts:
         if (problem := processes_problem(key, count, most)) is not None:
             yield problem
+    yield from layout_problems(world)
     parameters = sizes.parameters() if config.model.generated is not None else None
     if parameters is not None and (needed := 4 * parameters.total / 2**30) > host_memory():
         yield (

@@ -11,9 +11,12 @@ from typing import Any, Literal, TypeGuard
 
 from pydantic import Field
 
+from bridge_mcore.config.json_file import one_line, parse_json
 from bridge_mcore.config.load import load_section, raise_problems
+from bridge_mcore.config.machine import layout_problems
 from bridge_mcore.config.model_files import adapter_problems, directory_sizes, model_problems
 from bridge_mcore.config.nearest import nearest
+from bridge_mcore.config.outputs import directory_problem
 from bridge_mcore.config.parallel import parallel_problems, world_problems, world_size
 from bridge_mcore.config.schema import Parallel
 from bridge_mcore.config.types import (
@@ -125,8 +128,8 @@ def read_batch(path: Path, vocabulary: int | None = None, context: int | None = 
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             problems.append(f"line {number}: this is not JSON ({error})")
             continue
         found = list(_row_problems(row, vocabulary, context))
@@ -218,6 +221,7 @@ def check_replay(options: ReplayOptions, world: int | None = None) -> None:
         *adapter_problems(source / "adapter", "adapter"),
         *parallel_problems(options.parallel, sizes),
         *world_problems(options.parallel, world or world_size(options.parallel)),
+        *layout_problems(world_size(options.parallel)),
         *_target_problems(source, target, options.overwrite),
     ]
     if (source / "auxiliary").exists():
@@ -243,7 +247,7 @@ def _target_problems(source: Path, target: Path, overwrite: bool) -> Iterator[st
     inputs = [(source / name).resolve() for name in ("model", "auxiliary", "adapter")]
     if source.resolve().is_relative_to(out) or any(out.is_relative_to(held) for held in inputs):
         yield f"OUT = {target} would replace what IN = {source} holds; choose another OUT"
-    elif target.exists() and not target.is_dir():
-        yield f"OUT = {target} is a file; give a directory that does not exist yet"
+    elif (problem := directory_problem(target)) is not None:
+        yield f"OUT = {one_line(target, 200)}: {problem}"
     elif target.exists() and any(target.iterdir()) and not overwrite:
         yield f"OUT = {target} is not empty; choose another directory, or say --overwrite"

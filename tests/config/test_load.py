@@ -173,6 +173,7 @@ class TestWrongValues:
             ("objective.clip_range=1.2", "must be in (0, 1)"),
             ("objective.clip_range=[0.2, 0]", "ε_high > 0"),
             ("method.lam=1.5", "method.lam = 1.5: must be a number >= 0 and <= 1, or a section"),
+            ("method.lam={kind: cosine, start: 0, end: 2}", "method.lam.end = 2: must be a number >= 0 and <= 1"),
             ("method.lam={kind: lin}", "method.lam.kind = lin: must be constant | linear | cosine"),
             ("method.name=brigde", "unknown method 'brigde'; did you mean 'bridge'?"),
             ("adapter.targets=[q_porj]", "unknown LoRA target 'q_porj'"),

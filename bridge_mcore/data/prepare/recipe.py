@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from bridge_mcore.config.load import load_section, raise_problems
+from bridge_mcore.config.machine import processes_problem
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.config.outputs import directory_problem
 from bridge_mcore.config.schema import DataSource
@@ -235,5 +236,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield f"prompts: two sources are called {name}; reports could not tell them apart"
     if recipe.tokenizer is not None and not (recipe.tokenizer / "tokenizer_config.json").is_file():
         yield f"tokenizer = {recipe.tokenizer} holds no tokenizer_config.json; give a model's or tokenizer's directory"
+    if (problem := processes_problem("pairing.workers", recipe.pairing.workers)) is not None:
+        yield problem
     if (problem := directory_problem(recipe.output)) is not None:
         yield f"output = {recipe.output}: {problem}"
