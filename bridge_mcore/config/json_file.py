@@ -66,5 +66,10 @@ def shown(value: Any) -> str:
 
 def one_line(error: object, limit: int = 300) -> str:
     """A message as one line of at most `limit` characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return printable(" ".join(str(error).split()), limit)
+
+
+def printable(text: str, limit: int) -> str:
+    """At most `limit` characters of a text, those that a terminal would obey or could not print as escapes."""
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from bridge_mcore.config.json_file import printable
 from bridge_mcore.config.keys import (
     KeyPath,
     allowed_text,
@@ -40,7 +41,7 @@ COMMAND_LINE = "command line"
 AnySection = TypeVar("AnySection", bound=Section)
 #: A message lists so many problems and counts the others; only of these the nearest names are looked for.
 MOST_PROBLEMS = 20
-_SHOWN = 60  # characters of a key or value
+_SHOWN, _LONGEST_LINE = 60, 1000  # characters: of a key or value, and of a message
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -81,7 +82,9 @@ def _checked(model: type[AnySection], source: Source, overrides: Sequence[str]) 
 
 def raise_problems(problems: Sequence[str], heading: str) -> None:
     """Raises one ConfigError that lists all problems; does nothing if there are none."""
-    unique = list(dict.fromkeys(problems))
+    unique = [
+        "\n".join(printable(line, _LONGEST_LINE) for line in problem.split("\n")) for problem in dict.fromkeys(problems)
+    ]
     if len(unique) == 1:
         raise ConfigError(unique[0])
     if unique:
@@ -262,5 +265,5 @@ def _hint(model: type[Section], key: KeyPath, before: Collection[object]) -> str
 
 def _shown(value: Any) -> str:
     plain = isinstance(value, str) and value.isprintable() and value
-    text = value if plain else json.dumps(value, ensure_ascii=not isinstance(value, str), default=str)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    text = value if plain else json.dumps(value, ensure_ascii=isinstance(value, str), default=str)
+    return printable(text, _SHOWN)

@@ -47,7 +47,7 @@ def _known(name: str) -> str:
 
 
 RewardName = Annotated[
-    str, AfterValidator(_known), Allowed(" | ".join((*REWARDS, "plugin:MODULE:FUNCTION", "plugin:FILE.py:FUNCTION")))
+    Text, AfterValidator(_known), Allowed(" | ".join((*REWARDS, "plugin:MODULE:FUNCTION", "plugin:FILE.py:FUNCTION")))
 ]
 
 

@@ -143,7 +143,7 @@ class Schedule(Section):
 
 
 class Method(Section):
-    name: Annotated[str, Allowed(" | ".join(METHODS))] = Field(
+    name: Annotated[Name, Allowed(" | ".join(METHODS))] = Field(
         "bridge",
         description="bridge: Algorithm 2; rl_zero: RL alone; sft: SFT alone; cold_start: SFT, then RL",
     )
