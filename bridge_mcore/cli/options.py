@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +20,9 @@ MOST_TOKENS = 100_000_000
 MOST_SECONDS = 1e7
 HOTTEST = 1000.0
 
+#: A path with one of these errors leads nowhere, whatever it is for; another one may still have to be made.
+_NOWHERE = (errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
+
 Given = TypeVar("Given", Path, Path | None, list[Path])
 
 
@@ -25,7 +30,14 @@ def user_path(value: Given) -> Given:
     """A path, or several, as typed, with `~` spelt out. BadParameter for what no file system takes."""
     if isinstance(value, list):
         return [user_path(path) for path in value]
+    if value is None:
+        return value
     try:
-        return expanded(value)  # type: ignore[return-value]
+        path = Path(str(expanded(value)))
+        os.stat(path)
     except ValueError as error:
         raise typer.BadParameter(f"{one_line(value, 200)}: {error}") from None
+    except OSError as error:
+        if error.errno in _NOWHERE:
+            raise typer.BadParameter(f"{one_line(value, 200)}: {error.strerror}; give another path") from None
+    return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import sys
 import time
 from collections import Counter
@@ -77,7 +78,11 @@ def _open(file: Path) -> contextlib.AbstractContextManager[BufferedIOBase]:
     if str(file) == "-":
         return contextlib.nullcontext(cast(BufferedIOBase, sys.stdin.buffer))
     try:
-        return file.open("rb")
+        stream = file.open("rb")
+        if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode) and not stream.isatty():
+            stream.close()
+            raise DataError(f"{file} is a device, which may have no end; give a JSONL file ({_MEND})")
+        return stream
     except OSError as error:
         raise DataError(
             f"cannot read {file}: {error.strerror}. Give a JSONL file ({_MEND}), or - for standard input"

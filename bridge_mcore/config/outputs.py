@@ -17,7 +17,7 @@ def directory_problem(path: Path) -> str | None:
     It is tried, for permissions tell little of root, of read-only file systems and of /proc; nothing is left behind.
     """
     try:
-        if path.resolve() == Path(path.resolve().anchor):
+        if os.path.realpath(path) == path.absolute().anchor:
             return "it is the root of the file system; choose a directory in it"
         standing = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
         if not standing.exists():
