@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bridge_mcore.cli.options import MOST_COUNT, MOST_TOKENS, user_path
+from bridge_mcore.cli.options import MOST_COUNT, MOST_TOKENS, user_path, user_text
 from bridge_mcore.config.types import Template
 
 app = typer.Typer(
@@ -94,7 +94,7 @@ def preview(
     ],
     template: Annotated[Template, typer.Option(help="How a problem becomes a prompt, as data.template.")] = "chat",
     system_prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="As data.system_prompt.", show_default=False)
+        str | None, typer.Option(metavar="TEXT", help="As data.system_prompt.", show_default=False, callback=user_text)
     ] = None,
     max_length: Annotated[
         int | None,

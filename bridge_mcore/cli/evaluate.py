@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bridge_mcore.cli.options import HOTTEST, MOST_COUNT, MOST_PROCESSES, MOST_ROWS, MOST_TOKENS, user_path
+from bridge_mcore.cli.options import HOTTEST, MOST_COUNT, MOST_PROCESSES, MOST_ROWS, MOST_TOKENS, user_path, user_text
 from bridge_mcore.config.types import Device, DType, Template
 from bridge_mcore.errors import ConfigError
 
@@ -58,7 +58,8 @@ def evaluate(
     ] = None,
     template: Annotated[Template, typer.Option(help="How a problem becomes a prompt.")] = "chat",
     system_prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What the template puts first.", show_default=False)
+        str | None,
+        typer.Option(metavar="TEXT", help="What the template puts first.", show_default=False, callback=user_text),
     ] = None,
     max_new_tokens: Annotated[
         int | None,

@@ -17,7 +17,7 @@ import typer
 from bridge_mcore import __version__
 from bridge_mcore.cli import convert, data, evaluate, generate, keys, replay, report, selftest, train, verify
 from bridge_mcore.cli.refusals import refusal
-from bridge_mcore.config.json_file import one_line
+from bridge_mcore.config.json_file import one_line, printable
 from bridge_mcore.errors import BridgeError
 from bridge_mcore.platform.quiet import quieten
 from bridge_mcore.platform.ranks import joined
@@ -103,7 +103,7 @@ def _refuse(error: BridgeError) -> NoReturn:
     if os.environ.get("BRIDGE_MCORE_DEBUG", "") not in ("", "0"):
         traceback.print_exc()
     if not error.said:
-        _say(f"error: {error}")
+        _say("\n".join(printable(line, 2000) for line in f"error: {error}".split("\n")))
     sys.exit(error.exit_code)
 
 

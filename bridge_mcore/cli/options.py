@@ -10,7 +10,7 @@ from typing import TypeVar
 import typer
 
 from bridge_mcore.config.json_file import one_line
-from bridge_mcore.config.types import expanded
+from bridge_mcore.config.types import checked_text, expanded
 
 #: As in configurations (config.types).
 MOST_ROWS = 1_000_000_000
@@ -24,6 +24,14 @@ HOTTEST = 1000.0
 _NOWHERE = (errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 
 Given = TypeVar("Given", Path, Path | None, list[Path])
+
+
+def user_text(value: str | None) -> str | None:
+    """Text as typed. BadParameter for what is too long, or no text."""
+    try:
+        return None if value is None else checked_text(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def user_path(value: Given) -> Given:

@@ -9,6 +9,7 @@ from pathlib import Path
 from bridge_mcore.config.json_file import one_line
 
 _SHOWN = 200  # characters of a path
+_LONGEST = 3500  # bytes of a path that others are put into: PATH_MAX is 4096
 
 
 def directory_problem(path: Path) -> str | None:
@@ -24,6 +25,8 @@ def directory_problem(path: Path) -> str | None:
             return f"{one_line(standing, _SHOWN)} is a symbolic link to nowhere; choose another directory"
         if not standing.is_dir():
             return f"{one_line(standing, _SHOWN)} is a file; choose another directory"
+        if len(os.fsencode(path.absolute())) > _LONGEST:
+            return f"its path has more than {_LONGEST} bytes, too long for files in it; choose a shorter one"
         missing = len(path.absolute().parts) - len(standing.absolute().parts)
         longest = os.pathconf(standing, "PC_NAME_MAX")
         if any(len(os.fsencode(name)) > longest for name in path.absolute().parts[-missing:] if missing):

@@ -202,8 +202,13 @@ class Training(Section):
     max_length: Tokens | None = Field(None, description="longest sequence, tokens (default: the model's context)")
 
 
+def is_task(name: str) -> bool:
+    """Whether a generated task is called so."""
+    return name in TASKS or (name.startswith(GYM) and name != GYM)
+
+
 def _known_task(name: str) -> str:
-    if name not in TASKS and not (name.startswith(GYM) and name != GYM):
+    if not is_task(name):
         raise ValueError(f"unknown task{nearest(name, TASKS)}; there is {', '.join(TASKS)} and gym:NAME")
     return name
 
@@ -211,6 +216,8 @@ def _known_task(name: str) -> str:
 #: Generated tasks; `gym:NAME` is one of the package reasoning-gym.
 TASKS = ("running_sums", "knights")
 GYM = "gym:"
+#: Smallest and largest size of their problems: terms, and people.
+TASK_SIZES = {"running_sums": (1, 11), "knights": (2, 8)}
 TaskName = Annotated[str, AfterValidator(_known_task), Allowed(" | ".join((*TASKS, "gym:NAME")))]
 
 

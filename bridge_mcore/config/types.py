@@ -13,6 +13,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from bridge_mcore.config.json_file import one_line
+from bridge_mcore.errors import ConfigError
+
 
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values are checked on assignment too."""
@@ -47,6 +50,14 @@ def expanded(value: object) -> object:
     return value
 
 
+def typed_path(text: str, key: str) -> Path:
+    """A path that stands for itself on a command line, `~` spelt out. ConfigError names `key` where it is none."""
+    try:
+        return Path(str(expanded(text)))
+    except ValueError as error:
+        raise ConfigError(f"{key} {one_line(text, 200)}: {error}") from None
+
+
 def _encodable(value: str) -> str:
     if "\0" in value:
         raise ValueError("holds a NUL character")
@@ -57,7 +68,8 @@ def _encodable(value: str) -> str:
     return value
 
 
-def _text(value: str) -> str:
+def checked_text(value: str) -> str:
+    """Text that can be handed on to other programs; ValueError if it is none."""
     if len(value) > _LONGEST_TEXT:
         raise ValueError(f"has {len(value):,} characters; {_LONGEST_TEXT:,} are the most")
     return _encodable(value)
@@ -133,7 +145,7 @@ Tolerance = Annotated[float, Field(ge=0, le=0.5)]
 Ratio = Annotated[float, Field(ge=1e-6, le=1e6)]
 RewardValue = Annotated[float, Field(ge=-1e6, le=1e6)]
 #: Text that other programs get; a name is shown in tables and made part of other names.
-Text = Annotated[str, AfterValidator(_text)]
+Text = Annotated[str, AfterValidator(checked_text)]
 Name = Annotated[str, AfterValidator(_name)]
 UserPath = Annotated[Path, BeforeValidator(expanded)]
 ClipRange = Annotated[

@@ -16,7 +16,17 @@ from pydantic import Field, field_validator
 from bridge_mcore.config.load import load_section, raise_problems
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.config.schema import DataSource
-from bridge_mcore.config.types import Count, Name, Probability, Section, Temperature, Text, Tokens, Tolerance
+from bridge_mcore.config.types import (
+    Count,
+    Name,
+    Probability,
+    Section,
+    Temperature,
+    Text,
+    Tokens,
+    Tolerance,
+    typed_path,
+)
 from bridge_mcore.errors import ConfigError
 
 _HERE = Path(__file__).with_name("suites")
@@ -91,7 +101,7 @@ def load_suite(name: str, only: Sequence[str] = ()) -> Suite:
     """
     path = SUITES.get(name)
     if path is None:
-        path = Path(name).expanduser()
+        path = typed_path(name, "--suite")
         if path.suffix not in (".yaml", ".yml"):
             raise ConfigError(
                 f"--suite {name}: there is no such suite{nearest(name, SUITES)}; choose from {', '.join(SUITES)}, "

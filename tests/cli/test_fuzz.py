@@ -36,7 +36,7 @@ GOOD: dict[str, Any] = {
     },
 }
 SECONDS = 60  # the machine may be crowded; all of them together take seconds
-LONGEST_TEXT = 2500
+LONGEST_TEXT = 4000
 #: Loaded before the fork, for commands that are not cut off.
 HEAVY = (
     "torch", "transformers", "matplotlib.backends.backend_agg", "bridge_mcore.config.checks",
@@ -193,13 +193,14 @@ TOGETHER = [
     ("method.lam", {"kind": "linear", "start": 0, "end": 5}), ("optimizer.betas", [0.9, 0.9999999999999999]),
     ("objective.clip_range", 1e-300), ("objective.clip_range", [0.2, 1e300]), ("training.max_length", 513),
     ("rollout.max_new_tokens", 512), ("rollout.samples_per_prompt", 1), ("rollout.temperature", 1e-300),
-    ("training.prompts_per_step", 1_000_000), ("rollout.stop_token_ids", [-1]), ("rollout.schedule", "partial"),
+    ("rollout.samples_per_prompt", 999_999), ("rollout.stop_token_ids", [-1]), ("rollout.schedule", "partial"),
     ("reward.verifier", "plugin:no_such_module_here:f"), ("reward.verifier", "plugin:gone.py:f"),
     ("reward.verifier", "plugin:os.gone:f"), ("reward.verifier", "plugin:os"), ("reward.verifier", "plugin::"),
     ("data.rl.reward", "plugin:/etc/gone.py:f"), ("data.rl.reward", "plugin:json.decoder.x:f"),
     ("reward.form", {"pattern": "(", "bonus": 1}), ("reward.form", {"pattern": "a{99999999999}", "bonus": 1}),
     ("reward.sandbox.output_mib", 1e30), ("reward.correct", 0), ("reward.workers", 99_999),
-    ("data.rl.difficulty", [9, 2]), ("data.rl.difficulty", [1, 12]), ("data.rl.task", "gym:"), ("data.rl.path", "/"),
+    ("data.rl.difficulty", [9, 2]), ("data.rl.difficulty", [1, 12]), ("model.generated.warm_start.difficulty", [1, 12]),
+    ("data.rl.task", "gym:"), ("data.rl.path", "/"),
     ("data.rl", {"path": "/dev/zero"}), ("data.rl", {"path": "data.jsonl"}), ("data.rl", {"dataset": ""}),
     ("data.template", "chat"), ("parallel.tensor", 1000), ("parallel.data", 10_000), ("parallel.pipeline", 7),
     ("parallel.virtual_pipeline", 9), ("parallel.context", 512), ("parallel.expert", 2), ("debug.only", "training"),
@@ -301,8 +302,8 @@ def test_numbers_of_command_lines(place: Path, seed: int, count: int) -> None:
 
 
 PATHS = [
-    TOO_LONG_PATH, TOO_LONG_NAME, "/nonexistent/x", "empty", "file", "binary", "deep.json", "/dev/null", "..", "nowhere",
-    "circle", "~no_such_user/x", "~", "--", "-", "", "/dev/zero", "a\nb", "\x1b[31m",
+    TOO_LONG_PATH, TOO_LONG_NAME, "/nonexistent/x", "empty", "file", "binary", "deep.json", "/dev/null", "..",
+    "nowhere", "circle", "~no_such_user/x", "~", "--", "-", "", "/dev/zero", "a\nb", "\x1b[31m",
 ]  # fmt: skip
 
 
@@ -313,7 +314,7 @@ def test_paths_of_command_lines(place: Path, seed: int, count: int) -> None:
     for command, good in COMMANDS.items():
         for position, argument in enumerate(good):
             if (place / argument).exists() or argument == "out":
-                every += [(command, good[:position] + [path] + good[position + 1 :]) for path in PATHS]
+                every += [(command, [*good[:position], path, *good[position + 1 :]]) for path in PATHS]
     chosen = [(repr(arguments)[:80], command, arguments) for command, arguments in some(Random(seed), every, count)]
     check(place, chosen, nonsense=False, limits={**MEMORY, "FSIZE": 1 << 24})
 
@@ -321,7 +322,8 @@ def test_paths_of_command_lines(place: Path, seed: int, count: int) -> None:
 OUTPUTS = ["/proc/x", "/sys/x/y", "file", "file/x", "circle", TOO_LONG_NAME, TOO_LONG_PATH]
 WRITERS = [
     ("train", ["good.yaml", "run.directory={}"]), ("eval", [*COMMANDS["eval"][:-1], "{}"]), ("replay", ["case", "{}"]),
-    ("selftest", ["--directory", "{}"]), ("selftest", ["--json", "{}/x.json"]), ("report", ["done", "--figure", "{}/x.png"]),
+    ("selftest", ["--directory", "{}"]), ("selftest", ["--json", "{}/x.json"]),
+    ("report", ["done", "--figure", "{}/x.png"]),
     ("convert hf-to-mcore", ["model", "{}"]), ("convert mcore-to-hf", ["done", "{}"]),
     ("convert hf-to-hf", ["model", "{}"]), ("convert merge-adapter", ["model", "adapter", "{}"]),
     ("convert extract-adapter", ["done", "{}"]), ("data prepare", ["paper", "files=empty", "output={}"]),
@@ -346,9 +348,7 @@ def test_nothing_is_left_where_it_was_tried(place: Path) -> None:
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-@pytest.mark.parametrize(
-    "allowed", [64, pytest.param(20, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("allowed", [64, *(pytest.param(n, marks=pytest.mark.slow) for n in (20, 100))])
 def test_few_descriptors(place: Path, command: str, allowed: int) -> None:
     outcome = ran(place, command, COMMANDS[command], limits={"NOFILE": allowed})
     assert outcome.kind == "refused", outcome

@@ -26,6 +26,7 @@ from bridge_mcore.config.types import (
     Text,
     Tokens,
     UserPath,
+    typed_path,
 )
 from bridge_mcore.config.yaml_source import read_yaml
 from bridge_mcore.data.sources import SUFFIXES
@@ -138,7 +139,7 @@ def built_in_path(name: str) -> Path:
 def recipe_path(name: str) -> Path:
     """The file that a name or path means; a directory called like a recipe is not meant. ConfigError names the nearest
     recipe."""
-    path = Path(name).expanduser()
+    path = typed_path(name, "RECIPE")
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return path
     if name in built_in():
