@@ -13,18 +13,26 @@ from bridge_mcore.platform.ranks import host_memory, joined
 
 #: More than helps anywhere, and far less than makes a machine stand still.
 _THREADS_PER_CORE, _PROCESSES_PER_CORE = 8, 64
-#: Open files of one process of any command that computes: it has about 90 before it has done anything.
-_DESCRIPTORS = 160
+#: Open files of one process of any command that computes (a small run fails with 80 and works with 100), and more of
+#: each worker (its pipes) and of each request to a server.
+_DESCRIPTORS, _DESCRIPTORS_OF_WORKER = 160, 4
 
 
 def require_descriptors() -> None:
     """Raises ConfigError if this process may open too few files for what torch and its process groups open at once."""
+    if (problem := descriptors_problem(_DESCRIPTORS)) is not None:
+        raise ConfigError(problem)
+
+
+def descriptors_problem(needed: int) -> str | None:
+    """What is wrong if this process needs so many open files."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= allowed < _DESCRIPTORS:
-        raise ConfigError(
-            f"this process may have {allowed} open files (RLIMIT_NOFILE), and needs {_DESCRIPTORS}: raise the limit, "
-            "for example with ulimit -n 4096"
-        )
+    if allowed == resource.RLIM_INFINITY or allowed >= needed:
+        return None
+    return (
+        f"this process may have {allowed} open files (RLIMIT_NOFILE), and needs {needed}: raise the limit, "
+        f"for example with ulimit -n {max(4096, needed)}"
+    )
 
 
 def processes_problem(key: str, count: int, most_per_core: int = _PROCESSES_PER_CORE) -> str | None:
@@ -55,6 +63,11 @@ def machine_problems(config: Config, sizes: Sizes, world: int) -> Iterator[str]:
         if (problem := processes_problem(key, count, most)) is not None:
             yield problem
     yield from layout_problems(world)
+    needed = _DESCRIPTORS + _DESCRIPTORS_OF_WORKER * config.reward.workers
+    if config.rollout.engine != "embedded":
+        needed += config.servers.in_flight
+    if (problem := descriptors_problem(needed)) is not None:
+        yield problem
     parameters = sizes.parameters() if config.model.generated is not None else None
     if parameters is not None and (needed := 4 * parameters.total / 2**30) > host_memory():
         yield (
