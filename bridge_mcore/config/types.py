@@ -43,8 +43,8 @@ def expanded(value: object) -> object:
     if isinstance(value, Path):
         try:
             value = value.expanduser()
-        except RuntimeError as error:  # `~name` of a user that does not exist
-            raise ValueError(str(error)) from error
+        except RuntimeError:
+            raise ValueError("there is no such user here; spell the directory out") from None
         if len(os.fsencode(value)) > _LONGEST_PATH or any(len(os.fsencode(p)) > _LONGEST_NAME for p in value.parts):
             raise ValueError(f"is too long: a path has at most {_LONGEST_PATH} bytes, each name in it {_LONGEST_NAME}")
     return value
