@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -89,6 +90,14 @@ def recover(directory: Path, pattern: str) -> None:
             shutil.rmtree(rest, ignore_errors=True)
 
 
+def _system_error(failure: BaseException | None) -> OSError | None:
+    """The error of the system that a failure is; libraries in Rust (safetensors, tokenizers) report it as text."""
+    if isinstance(failure, OSError):
+        return failure
+    found = re.search(r"\(os error (\d+)\)", str(failure))
+    return None if found is None else OSError(int(found[1]), os.strerror(int(found[1])))
+
+
 def agree(failure: BaseException | None, target: Path, temporary: Path | None) -> None:
     """If any rank failed, remove `temporary` (None: there is none of ours) and raise on all of them. Collective.
 
@@ -99,13 +108,14 @@ def agree(failure: BaseException | None, target: Path, temporary: Path | None) -
         return
     if is_main() and temporary is not None:
         shutil.rmtree(temporary, ignore_errors=True)
-    full = isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left" in f"{failure} {shared}":  # safetensors reports it as text
+    system = _system_error(failure)
+    full = system is not None and system.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left" in f"{failure} {shared}":
         raise TrainingError(
             f"the disk is full: {target} was not written, and what was saved before is untouched; free some space"
         ) from failure
-    if isinstance(failure, OSError):
-        raise TrainingError(f"{target} could not be written: {failure}") from failure
+    if system is not None:
+        raise TrainingError(f"{target} could not be written: {system}") from failure
     if failure is not None:
         raise failure
     raise TrainingError(f"{target} was not written, because another rank failed: {shared}")

@@ -6,12 +6,12 @@ must agree with are taken from it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.config.json_file import parse_json, read_limited
 from bridge_mcore.config.schema import GeneratedModel, Model
 
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
@@ -25,6 +25,7 @@ _OMITTED: dict[str, dict[str, Any]] = {
     "gemma3_text": {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
 }
 _CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+_MOST_BYTES = 64 << 20  # an index of many thousand tensors has a few
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -231,6 +232,7 @@ def _read_json(path: Path) -> Any:
     if not path.is_file():
         return f"there is no {path.name}"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = read_limited(path, _MOST_BYTES)
+        return f"{path.name} is too long" if content is None else parse_json(content)
     except (ValueError, OSError) as error:
         return f"{path.name} cannot be read ({error})"

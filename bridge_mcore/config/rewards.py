@@ -8,7 +8,21 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from bridge_mcore.config.nearest import nearest
-from bridge_mcore.config.types import Allowed, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from bridge_mcore.config.types import (
+    Allowed,
+    Fraction,
+    Gibibytes,
+    Mebibytes,
+    NonNegativeFloat,
+    Processes,
+    RewardValue,
+    Seconds,
+    Section,
+    Seed,
+    Text,
+    Tokens,
+    Tolerance,
+)
 
 #: Rewards by name; a user's own function is `plugin:MODULE:FUNCTION` or `plugin:FILE.py:FUNCTION`.
 REWARDS = ("math", "choice", "code", "logic", "gym")
@@ -33,7 +47,7 @@ def _known(name: str) -> str:
 
 
 RewardName = Annotated[
-    str, AfterValidator(_known), Allowed(" | ".join((*REWARDS, "plugin:MODULE:FUNCTION", "plugin:FILE.py:FUNCTION")))
+    Text, AfterValidator(_known), Allowed(" | ".join((*REWARDS, "plugin:MODULE:FUNCTION", "plugin:FILE.py:FUNCTION")))
 ]
 
 
@@ -44,7 +58,7 @@ class Form(Section):
     think: bool = Field(False, description="one <think>…</think>, at the very start")
     answer: bool = Field(False, description="exactly one <answer>…</answer>")
     finished: bool = Field(False, description="it ended before the limit of tokens")
-    pattern: str | None = Field(None, description="a regular expression that must be found in it")
+    pattern: Text | None = Field(None, description="a regular expression that must be found in it")
     bonus: NonNegativeFloat = Field(0.0, description="added if all that is asked for is there")
     penalty: NonNegativeFloat = Field(0.0, description="subtracted if something is not")
 
@@ -56,7 +70,7 @@ class Form(Section):
         if self.pattern is not None:
             try:
                 re.compile(self.pattern)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"pattern is no regular expression: {error}") from None
         return self
 
@@ -69,8 +83,8 @@ class Length(Section):
         description="soft_overlong: DAPO's Eq. (13), down to -1 over the last `cache` tokens before `limit`; linear: "
         "length / limit, of right answers only",
     )
-    limit: PositiveInt | None = Field(None, description="tokens at which the punishment is whole; null: off")
-    cache: PositiveInt | None = Field(None, description="soft_overlong: tokens over which it grows, at most `limit`")
+    limit: Tokens | None = Field(None, description="tokens at which the punishment is whole; null: off")
+    cache: Tokens | None = Field(None, description="soft_overlong: tokens over which it grows, at most `limit`")
     weight: NonNegativeFloat = Field(1.0, description="what it is multiplied with")
 
     @model_validator(mode="after")
@@ -86,11 +100,11 @@ class Length(Section):
 class Sandbox(Section):
     """Limits of candidate programs, of the reward `code`."""
 
-    cpu_seconds: PositiveFloat = Field(6.0, description="CPU seconds of one test, unless the problem says")
-    program_seconds: PositiveFloat = Field(120.0, description="seconds of all tests of one program")
-    memory_mib: PositiveInt = Field(1024, description="address space of a program, on top of Python's own")
-    output_mib: PositiveInt = Field(16, description="what it may write to stdout, to stderr and to each file")
-    scratch_mib: PositiveInt = Field(16, description="all files in its scratch folder, which is in memory")
+    cpu_seconds: Seconds = Field(6.0, description="CPU seconds of one test, unless the problem says")
+    program_seconds: Seconds = Field(120.0, description="seconds of all tests of one program")
+    memory_mib: Mebibytes = Field(1024, description="address space of a program, on top of Python's own")
+    output_mib: Mebibytes = Field(16, description="what it may write to stdout, to stderr and to each file")
+    scratch_mib: Mebibytes = Field(16, description="all files in its scratch folder, which is in memory")
     packages: bool = Field(False, description="installed packages can be imported, not the standard library alone")
     unsafe: bool = Field(
         False, description="run programs even where network, files or processes cannot be kept from them"
@@ -99,13 +113,13 @@ class Sandbox(Section):
 
 class Reward(Section):
     verifier: RewardName = Field("math", description="which reward judges problems that do not say")
-    correct: float = Field(1.0, description="reward of a correct response")
-    incorrect: float = Field(0.0, description="Eq. (3) has -1, the experiments 0")
-    workers: PositiveInt = Field(2, description="processes of each reward")
-    cpu_seconds: PositiveFloat = Field(5.0, description="CPU time limit of one comparison")
-    wall_seconds: PositiveFloat = Field(60.0, description="wall-clock backstop of one comparison")
-    memory_gib: PositiveFloat = Field(2.0, description="address space limit of one process")
-    tolerance: NonNegativeFloat = Field(
+    correct: RewardValue = Field(1.0, description="reward of a correct response")
+    incorrect: RewardValue = Field(0.0, description="Eq. (3) has -1, the experiments 0")
+    workers: Processes = Field(2, description="processes of each reward")
+    cpu_seconds: Seconds = Field(5.0, description="CPU time limit of one comparison")
+    wall_seconds: Seconds = Field(60.0, description="wall-clock backstop of one comparison")
+    memory_gib: Gibibytes = Field(2.0, description="address space limit of one process")
+    tolerance: Tolerance = Field(
         0.0, description="math: relative difference at which a number with decimals counts as the right one"
     )
     partial: bool = Field(False, description="gym and plugin: a score between 0 and 1 is the reward")
@@ -113,7 +127,7 @@ class Reward(Section):
         "incorrect", description="reward of a time-out or crash; both are counted and logged"
     )
     noise: Fraction = Field(0.0, description="probability that a verdict is flipped (never in evaluations)")
-    noise_seed: int = Field(0, ge=0, description="which ones are")
+    noise_seed: Annotated[Seed, Field(ge=0)] = Field(0, description="which ones are")
     form: Form = Field(Form(), description="a bonus for responses of a certain form")
     length: Length = Field(Length(), description="a punishment for long responses")
     sandbox: Sandbox = Field(Sandbox(), description="limits of candidate programs")

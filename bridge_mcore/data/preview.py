@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bridge_mcore.config.schema import GYM, TASKS, Data, DataSource
+from bridge_mcore.config.schema import Data, DataSource, is_task
+from bridge_mcore.config.types import typed_path
 from bridge_mcore.data.card import CARD
 from bridge_mcore.data.pairs import encode_prompts, encode_traces
 from bridge_mcore.data.problem import Problem
@@ -87,12 +88,12 @@ def find_problems(data: str, number: int, wanted: str | None) -> list[Problem]:
 
 
 def _problems(data: str, limit: int | None) -> list[Problem]:
-    path = Path(data).expanduser()
+    path = typed_path(data, "DATA")
     if path.is_dir() and (path / CARD).is_file():
         path = next((path / name for name in _DATA_FILES if (path / name).is_file()), path)
     if path.is_file() and path.suffix not in (".yaml", ".yml"):
         return load_problems(DataSource(path=path, limit=limit, bad_rows="skip"))
-    if data in TASKS or data.startswith(GYM):
+    if is_task(data):
         return load_problems(DataSource(task=data, size=limit or 64))
     from bridge_mcore.data.prepare.read import Item, Opened, problems_of
     from bridge_mcore.data.prepare.recipe import data_source, load_recipe

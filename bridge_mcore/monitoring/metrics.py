@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.config.json_file import parse_json
 from bridge_mcore.errors import ConfigError, DataError, TrainingError
+from bridge_mcore.monitoring.recorded import MOST_STEPS
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.jsonl"
@@ -153,12 +155,12 @@ def _read_lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:
     lines = []
     for i, data in numbered:
         try:
-            line = json.loads(data)
+            line = parse_json(data)
         except ValueError as error:
             if i == numbered[-1][0]:
                 break
             raise DataError(f"{path}, line {i}: not valid JSON ({error}); mend or delete this line") from error
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int) or abs(line["step"]) > MOST_STEPS:
             raise DataError(f'{path}, line {i}: not an object with an integer "step"; mend or delete this line')
         lines.append((line, data))
     return lines

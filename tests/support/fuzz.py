@@ -86,7 +86,7 @@ def run_forked(
     """`bridge-mcore ARGUMENTS` in a fork of a process that has `imports` loaded, killed after `seconds`.
 
     Args:
-        limits: soft and hard resource limits by name: {"NOFILE": 40}.
+        limits: soft and hard resource limits by name: {"NOFILE": 40}. FSIZE also cuts off what is printed.
         stop_at: MODULE:FUNCTION of what prints REACHED and returns instead of working; () lets all of it run.
         imports: modules that are loaded before the first fork; those of `stop_at` should be cheap or among them.
     """
