@@ -27,6 +27,7 @@ from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory, Tensor
 from bridge_mcore.checkpoint.sharded import METADATA
 from bridge_mcore.checkpoint.staging import Output, Show, quiet, write_directory
 from bridge_mcore.checkpoint.with_adapter import WithAdapter
+from bridge_mcore.config.json_file import read_json_object
 from bridge_mcore.config.schema import Parallel
 from bridge_mcore.errors import CheckpointError, ConfigError
 from bridge_mcore.model.families import Family, find_family
@@ -150,7 +151,7 @@ def to_hf(
 
 
 def _is_recast(model: Model, stored: set[torch.dtype]) -> bool:
-    config = json.loads((model.config / "config.json").read_text())
+    config = read_json_object(model.config / "config.json")
     said = config.get("dtype", config.get("torch_dtype"))
     return len(stored) == 1 and said is not None and f"torch.{said}" not in {str(d) for d in stored}
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from bridge_mcore.checkpoint.safetensors_dir import TensorSource
 from bridge_mcore.checkpoint.safetensors_file import SafetensorsWriter, blocks, header_of
 from bridge_mcore.checkpoint.staging import Output, Tick
+from bridge_mcore.config.json_file import read_json_object
 from bridge_mcore.errors import CheckpointError
 
 #: Bytes that a worker holds of a tensor at a time.
@@ -116,7 +117,7 @@ def write_index(directory: Path, files: dict[str, list[str]], total: int) -> Non
 
 def write_companions(source: Path, directory: Path, dtype: torch.dtype | None) -> None:
     """config.json (with `dtype`, if the weights were cast), tokenizer, generation config and chat template."""
-    config = json.loads((source / "config.json").read_text())
+    config = read_json_object(source / "config.json")
     if dtype is not None:
         config.pop("torch_dtype", None)
         config["dtype"] = str(dtype).removeprefix("torch.")

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from bridge_mcore.checkpoint.manifest import FileEntry, checksum, write_file
+from bridge_mcore.config.json_file import one_line
 from bridge_mcore.errors import CheckpointError, TrainingError
 
 METADATA = ".metadata"
@@ -250,13 +252,41 @@ def read_metadata(
         metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
         entries = {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
         places = {info.relative_path for info in metadata.storage_data.values()}
+        stored: dict[str, list[Any]] = {}
+        for index, info in metadata.storage_data.items():
+            stored.setdefault(index.fqn, []).append(info)
+        for key, entry in entries.items():
+            _check_entry(key, entry, stored.get(key, []))
     except Exception as error:  # an unpickler can raise nearly anything
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} is damaged: {one_line(error) or type(error).__name__}") from error
     if len(entries) != len(metadata.state_dict_metadata) and not others:
         raise CheckpointError(f"{path} holds objects that are no tensors; they are not loaded")
     if not places <= set(files):
         raise CheckpointError(f"{path} names files that are not of the checkpoint: {sorted(places - set(files))[:3]}")
     return metadata, entries
+
+
+def _check_entry(key: str, entry: Any, stored: list[Any]) -> None:
+    """Raise ValueError or TypeError for a tensor whose pieces the metadata cannot mean so."""
+    size = tuple(entry.size)
+    if not isinstance(entry.properties.dtype, torch.dtype) or not all(type(n) is int and n >= 0 for n in size):
+        raise ValueError(f"{key} has no dtype, or no size")
+    if len(stored) != len(entry.chunks):
+        raise ValueError(f"{key} has {len(entry.chunks)} pieces, of which {len(stored)} are in files")
+    held = 0
+    for chunk in entry.chunks:
+        offset, own = tuple(chunk.offsets), tuple(chunk.sizes)
+        numbers = (*offset, *own)
+        if len(offset) != len(size) or len(own) != len(size) or not all(type(n) is int and n >= 0 for n in numbers):
+            raise ValueError(f"a piece of {key} has another number of dimensions")
+        if any(o + n > end for o, n, end in zip(offset, own, size, strict=True)):
+            raise ValueError(f"a piece of {key} lies outside of it")
+        held += prod(own)
+    if held > prod(size):
+        raise ValueError(f"the pieces of {key} overlap")
+    for info in stored:
+        if type(info.offset) is not int or type(info.length) is not int or min(info.offset, info.length) < 0:
+            raise ValueError(f"a piece of {key} lies nowhere in its file")
 
 
 def read_pieces(directory: Path, metadata: Metadata, pieces: list[ShardedTensor]) -> None:
@@ -283,4 +313,4 @@ def read_pieces(directory: Path, metadata: Metadata, pieces: list[ShardedTensor]
     except CheckpointError:
         raise
     except Exception as error:  # torch's unpickler, its zip reader and DCP raise nearly anything
-        raise CheckpointError(f"{directory} cannot be read: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{directory} cannot be read: {type(error).__name__}: {one_line(error)}") from error

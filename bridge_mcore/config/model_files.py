@@ -6,13 +6,14 @@ must agree with are taken from it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.config.json_file import read_json
 from bridge_mcore.config.schema import GeneratedModel, Model
+from bridge_mcore.errors import CheckpointError
 
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 #: What transformers takes for sizes that a config.json leaves out, where it is not: as many key-value heads as heads,
@@ -190,7 +191,10 @@ def weight_problems(directory: Path, key: str, stem: str) -> Iterator[str]:
         if not isinstance(weight_map, dict):
             yield f"{key} = {directory}: {index.name} is damaged; fetch it again"
             return
-        names = {str(name) for name in weight_map.values()}
+        names = set(map(str, weight_map.values()))
+        if not all(map(lies_inside, names)):
+            yield f"{key} = {directory}: {index.name} points outside its directory; fetch it again"
+            return
         missing = sorted(name for name in names if not (directory / name).is_file())
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -205,6 +209,15 @@ def weight_problems(directory: Path, key: str, stem: str) -> Iterator[str]:
             )
         else:
             yield f"{key} = {directory} has no weights: neither {stem}.safetensors nor {index.name}"
+
+
+def lies_inside(name: str) -> bool:
+    """Whether this is the name of a file in a directory, and leads nowhere else."""
+    try:
+        fits = 0 < len(name.encode()) <= 255
+    except UnicodeEncodeError:
+        return False
+    return fits and Path(name).name == name and name != ".." and "\\" not in name and "\0" not in name
 
 
 def has_chat_template(directory: Path) -> bool:
@@ -228,9 +241,7 @@ def _hub_hint(directory: Path) -> str:
 
 def _read_json(path: Path) -> Any:
     """The content, or a text that says why there is none."""
-    if not path.is_file():
-        return f"there is no {path.name}"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        return f"{path.name} cannot be read ({error})"
+        return read_json(path, missing=f"there is no {path.name}")
+    except CheckpointError as error:
+        return str(error)

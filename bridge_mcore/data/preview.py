@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.config.json_file import read_json_object
 from bridge_mcore.config.schema import GYM, TASKS, Data, DataSource
 from bridge_mcore.data.card import CARD
 from bridge_mcore.data.pairs import encode_prompts, encode_traces
@@ -146,19 +146,12 @@ def _text(tokenizer: Any, tokens: list[int]) -> str:
 def _tokenizer(model: Path) -> Any:
     if not model.is_dir():
         raise CheckpointError(f"{model} is no directory; give a model's directory, or a tokenizer's")
-    try:
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-        size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-    except (OSError, ValueError, AttributeError):
-        size = None  # a tokenizer alone
-    if isinstance(size, int):
-        return load_tokenizer(model, size)
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except Exception as error:  # transformers raises many types for an unreadable tokenizer
-        raise CheckpointError(f"the tokenizer of {model} cannot be loaded: {error}") from error
+    size = None  # of a tokenizer alone
+    if (model / "config.json").exists():
+        config = read_json_object(model / "config.json")
+        text = config.get("text_config")
+        size = config.get("vocab_size") or (text.get("vocab_size") if isinstance(text, dict) else None)
+    return load_tokenizer(model, size if isinstance(size, int) else None)
 
 
 def text_of(found: Preview, with_tokens: bool = False) -> str:

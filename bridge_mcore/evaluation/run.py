@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.config.json_file import read_json_object
 from bridge_mcore.data.problem import Problem
 from bridge_mcore.data.problems import load_problems
 from bridge_mcore.data.stops import load_tokenizer, stop_token_ids
 from bridge_mcore.data.templates import PromptTemplate
-from bridge_mcore.errors import ConfigError, DataError
+from bridge_mcore.errors import CheckpointError, ConfigError, DataError
 from bridge_mcore.evaluation.answerer import Answerer, open_answerer
 from bridge_mcore.evaluation.options import EvaluationOptions
 from bridge_mcore.evaluation.records import Record, RecordFile, record_of
@@ -141,9 +142,10 @@ def check_settings(directory: Path, found: dict[str, Any], restart: bool) -> Non
         path.unlink(missing_ok=True)
     elif path.is_file():
         try:
-            old = json.loads(path.read_text())
+            old = read_json_object(path)
             faults = _differences(old, found)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            merged = {**old["benchmarks"], **found["benchmarks"]}
+        except (CheckpointError, KeyError, TypeError, AttributeError):
             raise ConfigError(f"{path} is damaged; give --restart, or another --output") from None
         if faults:
             more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
@@ -151,7 +153,7 @@ def check_settings(directory: Path, found: dict[str, Any], restart: bool) -> Non
                 f"{directory} holds an evaluation with other settings ({'; '.join(faults[:3])}{more}); give another "
                 "--output, or --restart to forget it"
             )
-        found = {**found, "benchmarks": {**old["benchmarks"], **found["benchmarks"]}}
+        found = {**found, "benchmarks": merged}
     elif records.is_dir() and any(records.iterdir()):
         raise ConfigError(f"{records} holds answers, but how they came about is lost ({path}); give --restart")
     write_json(path, found)

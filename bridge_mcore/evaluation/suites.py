@@ -35,6 +35,11 @@ class Answers(Section):
     )
 
 
+def is_file_name(name: str) -> bool:
+    """Whether records can be written under a benchmark's name."""
+    return bool(name) and not name.startswith(".") and all(c.isalnum() or c in "-_.+" for c in name)
+
+
 class Benchmark(Answers):
     name: str = Field(description="what tables call it")
     file: str | None = Field(None, description="its problems, as a path in the directory of --data-dir")
@@ -46,7 +51,7 @@ class Benchmark(Answers):
     @field_validator("name")
     @classmethod
     def _is_a_file_name(cls, name: str) -> str:
-        if not name or name.startswith(".") or not all(c.isalnum() or c in "-_.+" for c in name):
+        if not is_file_name(name):
             raise ValueError("letters, digits, '-', '_', '+' and '.' only: records are written under this name")
         if name == "average":
             raise ValueError("is what tables call the mean over benchmarks; choose another name")

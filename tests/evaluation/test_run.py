@@ -154,7 +154,7 @@ def test_a_restart_forgets_benchmarks_that_are_not_asked_now(model, tmp_path):
     (tmp_path / "tiny/settings.json").write_text('{"benchmarks": {"sums": 3}}')
     with pytest.raises(ConfigError, match="damaged"):
         run_evaluation(options(model, tmp_path, limit=3))
-    with pytest.raises(DataError, match="holds no evaluation"):
+    with pytest.raises(DataError, match=r"settings\.json is damaged at the benchmark 'sums'"):
         read_answers(tmp_path / "tiny")
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from bridge_mcore.data.problem import Problem
-from bridge_mcore.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class Measure:
     Args:
         tokenizer: directory of a tokenizer, or None for characters.
         template: which tokens stand around prompt and trace (`data.template`); characters have none.
-    Raises DataError if the tokenizer cannot be loaded, ConfigError if the template does not suit it.
+    Raises CheckpointError if the tokenizer cannot be loaded, ConfigError if the template does not suit it.
     """
 
     def __init__(self, tokenizer: Path | None, template: str) -> None:
@@ -33,15 +32,10 @@ class Measure:
         self.unit = "characters"
         if tokenizer is None:
             return
-        from transformers import AutoTokenizer
-
+        from bridge_mcore.data.stops import load_tokenizer
         from bridge_mcore.data.templates import PromptTemplate
 
-        try:
-            loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-        except Exception as error:  # transformers raises many types for an unreadable tokenizer
-            raise DataError(f"the tokenizer of {tokenizer} cannot be loaded: {error}") from error
-        self._template = PromptTemplate(loaded, template)
+        self._template = PromptTemplate(load_tokenizer(tokenizer), template)
         self.unit = "tokens"
 
     def text(self, text: str) -> int:

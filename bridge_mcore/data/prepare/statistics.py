@@ -31,8 +31,17 @@ def file_statistics(path: Path, tokenizer: Path | None) -> dict[str, Any]:
         "prompt_length": summary([measure.text(problem.prompt) for problem in problems]),
         "answer_length": summary([measure.text(problem.answer) for problem in problems]),
         "trace_length": summary([measure.text(trace) for trace in traces]),
-        "card": None if card is None else {"created": card["created"], "output": card["recipe"]["output"]},
+        "card": None
+        if card is None
+        else {"created": _text(card, "created"), "output": _text(card, "recipe", "output")},
     }
+
+
+def _text(card: Any, *keys: str) -> str | None:
+    """A text of a card, which someone may have changed by hand."""
+    for key in keys:
+        card = card.get(key) if isinstance(card, dict) else None
+    return card if isinstance(card, str) else None
 
 
 def statistics_text(found: dict[str, Any]) -> str:
