@@ -31,6 +31,13 @@ class BadJson(ValueError):
         self.line, self.reason = line, reason
 
 
+def read_limited(path: Path, limit: int) -> bytes | None:
+    """All of a file, or None if it has more than `limit` bytes: `/dev/zero` has no end. Raises OSError."""
+    with open(path, "rb") as file:
+        content = file.read(limit + 1)
+    return content if len(content) <= limit else None
+
+
 def parse_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """What a JSON text from outside says: the one place where such text is parsed.
 
@@ -85,11 +92,10 @@ def read_json(
     try:
         if not path.is_file():
             raise kind(f"{path} is no file" if path.exists() else missing or f"{path} does not exist")
-        with open(path, "rb") as file:
-            content = file.read(limit + 1)
+        content = read_limited(path, limit)
     except OSError as error:
         raise kind(f"{one_line(path)} cannot be read: {error.strerror or error}") from error
-    if len(content) > limit:
+    if content is None:
         raise kind(f"{path} has more than {limit} bytes, which no such file needs")
     try:
         return parse_json(content)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_mcore.config.json_file import read_json_object
+from bridge_mcore.config.model_files import directory_sizes
 from bridge_mcore.config.schema import GYM, TASKS, Data, DataSource
 from bridge_mcore.data.card import CARD
 from bridge_mcore.data.pairs import encode_prompts, encode_traces
@@ -110,12 +111,15 @@ def preview(
 ) -> Preview:
     """The sequences that training would make of problems, at most `limit` tokens long by `data.overlong`.
 
+    limit: None for the model's context.
+
     Raises CheckpointError for a directory without a usable tokenizer, ConfigError for a template that does not suit
     it, DataError where training would stop.
     """
     tokenizer = _tokenizer(model)
     template = PromptTemplate(tokenizer, data.template, data.system_prompt)
-    views = [_view(problem, tokenizer, data, limit or sys.maxsize, prompts_only) for problem in problems]
+    limit = limit or directory_sizes(model).context or sys.maxsize  # as in training; a tokenizer alone has no context
+    views = [_view(problem, tokenizer, data, limit, prompts_only) for problem in problems]
     stops = [(token, _text(tokenizer, [token])) for token in stop_token_ids(model, template)]
     return Preview(views, data.template, stops, template.stop_texts)
 

@@ -89,15 +89,15 @@ def _work(
     problems = list(first.values())
     if len(problems) < len(loaded):
         say(f"· {benchmark.name}: {len(loaded) - len(problems)} rows repeat a problem, which is asked once")
-    prompts = [template.prompt(problem) for problem in problems]
+    prompts = [template.prompt(problem, context) for problem in problems]
 
     how = how_answered(benchmark, options.suite, options.answers)
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
     room = context - len(prompts[longest])
     if room < 1:
         raise DataError(
-            f"{benchmark.name}: {problems[longest]} has a prompt of {len(prompts[longest])} tokens, and the model's "
-            f"context is {context}; choose another benchmark, or leave the row out of the file"
+            f"{benchmark.name}: {problems[longest]} has a prompt of at least {len(prompts[longest])} tokens, and the "
+            f"model's context is {context}; choose another benchmark, or leave the row out of the file"
         )
     if room < how.max_new_tokens:
         wanted = how.max_new_tokens

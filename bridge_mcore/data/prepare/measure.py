@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_mcore.data.problem import Problem
+from bridge_mcore.data.templates import PromptTemplate, beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,6 @@ class Measure:
         if tokenizer is None:
             return
         from bridge_mcore.data.stops import load_tokenizer
-        from bridge_mcore.data.templates import PromptTemplate
 
         self._template = PromptTemplate(load_tokenizer(tokenizer), template)
         self.unit = "tokens"
@@ -51,7 +51,7 @@ class Measure:
         if self._template is None:
             before, total = len(problem.prompt), len(problem.prompt) + len(trace)
         else:
-            encoded = self._template.trace(problem)
+            encoded = self._template.trace(problem, limit)
             before, total = encoded.prompt_length, len(encoded.tokens)
         if limit is None or total <= limit:
             return Fitted(trace, total, True)
@@ -64,6 +64,7 @@ class Measure:
 
     def _cut(self, trace: str, before: int, room: int) -> Fitted | None:
         # Cut at the end of a token; the rest may tokenize otherwise than it did before what is gone, so look again.
+        trace = beginning(self._template.tokenizer, trace, room)
         encoded = self._template.tokenizer(trace, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
         tokens = min(room, len(encoded["offset_mapping"]))
         while tokens > 0:
