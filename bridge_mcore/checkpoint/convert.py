@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from bridge_mcore import __version__
+from bridge_mcore.checkpoint.finite import require_finite
 from bridge_mcore.checkpoint.hf import check_tensors, expected_tensors
 from bridge_mcore.checkpoint.hf_out import TEMPLATES, hf_outputs, write_companions, write_index
 from bridge_mcore.checkpoint.megatron import MegatronModel, TensorStore
@@ -118,6 +119,8 @@ def with_adapter(model: Model, adapter: Path) -> Model:
     """The model with a PEFT adapter merged into it."""
     lora = read_adapter_config(adapter, model.shape)
     tensors = open_adapter(adapter, lora, model.shape)
+    for name in sorted(tensors.names()):
+        require_finite(name, tensors.tensor(name), adapter)
     source = WithAdapter(model.source, tensors.tensor, tensors.names(), lora)
     files = [*model.files, adapter / "adapter_config.json", *tensors.files()]
     return replace(model, source=source, files=files, lora=lora)

@@ -14,6 +14,7 @@ from megatron.core import parallel_state as mpu
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bridge_mcore.checkpoint.finite import require_finite
 from bridge_mcore.checkpoint.hf import gather, local_parameters, partition_dim_of, raise_misfits
 from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory
 from bridge_mcore.config.json_file import one_line, read_json_object, shown
@@ -160,6 +161,7 @@ def load_adapter(chunks: Sequence[Any], directory: Path, lora: LoRAShape, shape:
         for mapping, _ in adapter_mappings(lora, shape):
             if mapping.mcore in mine:
                 parameter, full = mine[mapping.mcore], source.tensor(mapping.hf[0])
+                require_finite(mapping.hf[0], full, directory)
                 dim = partition_dim_of(parameter)
                 parameter.copy_(full if dim is None else mapping.shard(full, dim, size)[rank])
 
@@ -189,7 +191,12 @@ def merged_tensors(
 
 
 def write_adapter(directory: Path, tensors: dict[str, Tensor], lora: LoRAShape, base: str | None) -> None:
-    """Write adapter_config.json and adapter_model.safetensors. `base`: path of the base model to name; None: none."""
+    """Write adapter_config.json and adapter_model.safetensors. `base`: path of the base model to name; None: none.
+
+    Raises CheckpointError for a tensor that is not finite.
+    """
+    for name, tensor in tensors.items():
+        require_finite(name, tensor, directory)
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha

@@ -33,7 +33,8 @@ def main(cpu_seconds: int, memory: int) -> None:
         limit = int(used.ru_utime + used.ru_stime) + 1 + cpu_seconds
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
         try:
-            ((text,), _) = render_jinja_template([request["messages"]], chat_template=template, **request["rest"])
+            rendered: Any = render_jinja_template([request["messages"]], chat_template=template, **request["rest"])
+            text = rendered[0][0]  # of the only conversation
             answer = {"text": text if len(text) <= request["most"] else None, "length": len(text)}
             _write(answer)
         except MemoryError:
