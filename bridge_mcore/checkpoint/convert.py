@@ -29,7 +29,9 @@ from bridge_mcore.checkpoint.sharded import METADATA
 from bridge_mcore.checkpoint.staging import Output, Show, quiet, write_directory
 from bridge_mcore.checkpoint.with_adapter import WithAdapter
 from bridge_mcore.config.json_file import read_json_object
+from bridge_mcore.config.model_files import has_tokenizer
 from bridge_mcore.config.schema import Parallel
+from bridge_mcore.data.stops import generation_stops, load_tokenizer
 from bridge_mcore.errors import CheckpointError, ConfigError
 from bridge_mcore.model.families import Family, find_family
 from bridge_mcore.model.families.shape import ModelShape
@@ -77,7 +79,21 @@ def open_hf(directory: Path) -> Model:
     family, shape = find_family(directory)
     source = SafetensorsDirectory(directory)
     left_out = check_tensors(source, family, shape)
-    return Model(source, family, shape, directory, [directory / "config.json", *source.files()], left_out)
+    remarks = check_companions(directory, shape)
+    files = [directory / "config.json", *source.files()]
+    return Model(source, family, shape, directory, files, left_out, remarks)
+
+
+def check_companions(directory: Path, shape: ModelShape) -> list[str]:
+    """Look at what travels with a model's config.json. Returns what a user should know.
+
+    Raises CheckpointError for a tokenizer or generation_config.json that is broken or another model's.
+    """
+    generation_stops(directory)
+    if has_tokenizer(directory):
+        load_tokenizer(directory, shape.vocab_size)
+        return []
+    return [f"warning: {directory} has no tokenizer: what is written of it can neither be trained nor answer"]
 
 
 def open_megatron(directory: Path, config: Path | None = None) -> Model:
@@ -101,7 +117,8 @@ def open_megatron(directory: Path, config: Path | None = None) -> Model:
     family, shape = find_family(config)
     model = MegatronModel(store, family, shape)
     files = [directory / METADATA, *store.files()]
-    return Model(model, family, shape, Path(config), files, remarks=model.remarks())
+    remarks = [*model.remarks(), *check_companions(Path(config), shape)]
+    return Model(model, family, shape, Path(config), files, remarks=remarks)
 
 
 def latest_iteration(directory: Path) -> Path:

@@ -87,6 +87,11 @@ def check_tensors(source: TensorSource, family: Family, shape: ModelShape) -> li
     return sorted(spare)
 
 
+def check_checkpoint(directory: Path, family: Family, shape: ModelShape) -> None:
+    """Raise CheckpointError for files that do not fit config.json. By their headers: before a model is built."""
+    check_tensors(SafetensorsDirectory(directory), family, shape)
+
+
 def raise_misfits(what: str, **problems: Sequence[str]) -> None:
     """Raise CheckpointError with everything that does not fit, by kind; nothing if there is none."""
     lines = []

@@ -161,7 +161,7 @@ def model_problems(directory: Path, key: str, tokenizer: bool = True) -> Iterato
         hint = "; it is an adapter: give its base model here and the adapter as adapter.path" if adapter else ""
         yield f"{key} = {directory}: config.json does not say a model_type, so this is no HF checkpoint{hint}"
     yield from weight_problems(directory, key, "model")
-    if tokenizer and not _has_tokenizer(directory):
+    if tokenizer and not has_tokenizer(directory):
         names = " or ".join(" with ".join(names) for names in _TOKENIZERS)
         yield f"{key} = {directory} has no tokenizer ({names}); copy the files of the model's tokenizer there"
 
@@ -228,7 +228,8 @@ def has_chat_template(directory: Path) -> bool:
     return not isinstance(config, dict) or bool(config.get("chat_template"))
 
 
-def _has_tokenizer(directory: Path) -> bool:
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory holds the files of a tokenizer, whatever they say."""
     return any(all((directory / name).is_file() for name in names) for names in _TOKENIZERS)
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.checkpoint.hf import check_checkpoint
 from bridge_mcore.config.json_file import read_json_object
 from bridge_mcore.data.problem import Problem
 from bridge_mcore.data.problems import load_problems
@@ -67,7 +68,8 @@ def prepare(options: EvaluationOptions, model: Path) -> tuple[list[Work], Prompt
 
     Raises DataError or ConfigError naming benchmark, problem and mend.
     """
-    _, shape = find_family(model)
+    family, shape = find_family(model)
+    check_checkpoint(model, family, shape)
     tokenizer = load_tokenizer(model, shape.vocab_size)
     template = PromptTemplate(tokenizer, options.template, options.system_prompt)
     stops = stop_token_ids(model, template)
