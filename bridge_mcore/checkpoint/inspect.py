@@ -15,10 +15,11 @@ import torch
 from bridge_mcore.checkpoint.convert import RECORD, Model, latest_iteration, open_hf, open_megatron
 from bridge_mcore.checkpoint.megatron import TensorStore
 from bridge_mcore.checkpoint.peft import adapter_fields, look_at_adapter
-from bridge_mcore.checkpoint.run_adapter import find_run, newest_checkpoint
+from bridge_mcore.checkpoint.run_adapter import find_run, has_adapter, newest_checkpoint, run_adapter
 from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory
 from bridge_mcore.checkpoint.sharded import METADATA
 from bridge_mcore.config.json_file import read_json_object, shown
+from bridge_mcore.config.model_files import has_tokenizer
 from bridge_mcore.errors import BridgeError, CheckpointError
 from bridge_mcore.model.families import find_family
 
@@ -69,7 +70,7 @@ def _hf(path: Path) -> Report:
     report.commands = [
         f"bridge-mcore convert hf-to-mcore {path} DST",
         f"bridge-mcore convert merge-adapter {path} ADAPTER DST",
-        f"bridge-mcore train CONFIG model.path={path}",
+        *([f"bridge-mcore train CONFIG model.path={path}"] if has_tokenizer(path) else []),
     ]
     return report
 
@@ -79,7 +80,10 @@ def _megatron(path: Path, config: Path | None) -> Report:
     report = Report("Megatron distributed checkpoint", str(path))
     try:
         store_path = latest_iteration(path)
-        _describe(report, open_megatron(path, config))
+        model = open_megatron(path, config)
+        _describe(report, model)
+        if has_adapter(store_path):
+            run_adapter(store_path, model.shape)
     except BridgeError as error:
         report.problem = str(error)
     if (store_path / METADATA).is_file():
@@ -186,6 +190,8 @@ def _describe(report: Report, model: Model) -> None:
         "vocabulary": f"{shape.vocab_size}, {'tied' if shape.tied else 'not tied'} to the output",
         "context": shape.max_positions,
     }
+    if model.remarks:
+        report.facts["remarks"] = "; ".join(model.remarks)
     if model.left_out:
         report.facts["left out"] = ", ".join(model.left_out)
 
