@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bridge_mcore.config.json_file import BadJson, parse_json
 from bridge_mcore.errors import ConfigError, DataError, TrainingError
 
 METRICS_FILE = "metrics.jsonl"
@@ -134,12 +133,12 @@ def _read_lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:
     lines = []
     for i, data in numbered:
         try:
-            line = parse_json(data)
-        except BadJson as error:
+            line = json.loads(data)
+        except ValueError as error:
             if i == numbered[-1][0]:
                 break
             raise DataError(f"{path}, line {i}: not valid JSON ({error}); mend or delete this line") from error
-        if not isinstance(line, dict) or type(line.get("step")) is not int:
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             raise DataError(f'{path}, line {i}: not an object with an integer "step"; mend or delete this line')
         lines.append((line, data))
     return lines
