@@ -8,6 +8,7 @@ bit; on another the tensors are the same bits, and only sums in another order di
 
 from __future__ import annotations
 
+import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,8 @@ from bridge_mcore.checkpoint.sharded import (
     write_pieces,
 )
 from bridge_mcore.checkpoint.trained import Trained, merge_states, parse_state
-from bridge_mcore.errors import CheckpointError
+from bridge_mcore.errors import BridgeError, CheckpointError
+from bridge_mcore.platform.distributed import all_arrive
 
 if TYPE_CHECKING:
     from bridge_mcore.training.policy import Policy
@@ -47,6 +49,8 @@ __all__ = ["CheckpointWriter", "list_checkpoints", "load_state", "prune", "read_
 _STATE = "state.json"
 #: Entries of `layout` that a resume must repeat; the others are sizes of the layout, which may change.
 _FIXED = ("method", "optimizer")
+#: How long ranks wait for one another after a failure: less than a launcher leaves them.
+_RESCUE_SECONDS = 10.0
 
 
 @dataclass
@@ -78,6 +82,9 @@ class CheckpointWriter:
     A background save copies what this rank writes to host memory and returns; training goes on while a thread writes.
     It gets its name in a later `poll` or `finish`: all methods are collective, and a failed write raises
     TrainingError there, on every rank. Older checkpoints go only after the new one is complete and verified.
+
+    As a context manager it finishes what is being written however the block ends: nothing that fails while a step is
+    taken costs the checkpoint of the one before, unless ranks are lost with it.
     """
 
     def __init__(self, directory: Path, keep: int | None = None, asynchronous: bool = False) -> None:
@@ -87,6 +94,27 @@ class CheckpointWriter:
         self._device = torch.device("cpu")
         self._writing: _Writing | None = None
         self._plan: Plan | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is None:
+            self.finish()
+        elif self._writing is not None and self._writing.thread is not None:
+            self._rescue(self._writing.target, self._writing.thread)
+
+    def _rescue(self, target: Path, thread: threading.Thread) -> None:
+        """After a failure: finish if all ranks are still there to do so; at least let no thread write on."""
+        problem = "other ranks are gone"
+        if all_arrive(_RESCUE_SECONDS):
+            try:
+                self.finish()
+                return
+            except (BridgeError, RuntimeError) as error:  # what the block has raised is what the user must read
+                problem = str(error)
+        thread.join()
+        print(f"warning: {target} could not be finished: {problem}", file=sys.stderr, flush=True)
 
     def save(self, policy: Policy, step: int, extra: dict[str, Any], layout: dict[str, Any]) -> Path:
         """Save as `directory`/step_N; waits for an earlier save. Returns that path, which may not be there yet.
@@ -253,6 +281,18 @@ def load_state(
             "streams start anew, and sums in another order round differently"
         )
     return manifest["step"], saved["extra"]
+
+
+def read_extra(directory: Path) -> tuple[int, Any]:
+    """(step, extra) of a checkpoint, without its tensors. Collective; raises CheckpointError on every rank."""
+    failure: BaseException | None = None
+    step, extra = 0, None
+    try:
+        step, extra = read_manifest(directory)["step"], _read_state(directory)["extra"]
+    except CheckpointError as error:
+        failure = error
+    _agree(failure)
+    return step, extra
 
 
 def _read_state(directory: Path) -> dict[str, Any]:

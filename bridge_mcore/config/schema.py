@@ -52,6 +52,16 @@ class Run(Section):
         description="never: refuse a directory that holds a run; auto: go on from its newest checkpoint, or start; "
         "restart: keep the old run as NAME.old-N and start anew; or the path of one checkpoint",
     )
+    resume_changes: Literal["refuse", "allow"] = Field(
+        "refuse",
+        description="resuming with other data, tokenizer, architecture, adapter, dtype, template or reward than the "
+        "checkpoint's run: refuse, or allow and say it",
+    )
+    wait_seconds: NonNegativeFloat = Field(
+        120.0,
+        description="a resuming run waits so long for a process that still writes run.directory (a requeued job's "
+        "predecessor) before it gives up",
+    )
     threads: PositiveInt = Field(1, description="CPU threads per process (OMP_NUM_THREADS)")
 
     @field_validator("resume")

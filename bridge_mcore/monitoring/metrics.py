@@ -114,6 +114,26 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [line for line, _ in _read_lines(Path(run_dir) / METRICS_FILE)]
 
 
+def missing_steps(run_dir: Path, step: int) -> list[str]:
+    """A warning, if a run's metrics lack steps up to `step`, which a resume cannot bring back; else nothing.
+
+    Raises DataError if the file cannot be read.
+    """
+    path = Path(run_dir) / METRICS_FILE
+    there = {line["step"] for line, _ in _read_lines(path)} if path.exists() else set()
+    gaps: list[list[int]] = []
+    for missing in (number for number in range(1, step + 1) if number not in there):
+        if gaps and gaps[-1][1] == missing - 1:
+            gaps[-1][1] = missing
+        else:
+            gaps.append([missing, missing])
+    if not gaps:
+        return []
+    shown = [str(a) if a == b else f"{a} to {b}" for a, b in gaps[:5]]
+    more = f" and {len(gaps) - 5} more stretches" if len(gaps) > 5 else ""
+    return [f"warning: {path} lacks steps {', '.join(shown)}{more} of {step}"]
+
+
 def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
     """A run's evaluations, one a step. A resumed run may evaluate its first step again: the last one counts."""
     by_step = {line["step"]: line for line, _ in _read_lines(Path(run_dir) / EVALUATION_FILE)}
