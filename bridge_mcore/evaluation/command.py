@@ -58,9 +58,15 @@ def run_evaluation(options: EvaluationOptions) -> None:
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Only one command at a time writes there. Raises ConfigError if another one does."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "a") as file:
+    """Only one command at a time writes there. Raises ConfigError if another one does, or nothing can be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / ".lock", "a")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise ConfigError(
+            f"--output {directory}: nothing can be written there ({error.strerror or error}); give another directory"
+        ) from None
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
