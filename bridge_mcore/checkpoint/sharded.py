@@ -239,6 +239,12 @@ def read_metadata(
         raise CheckpointError(f"{path} holds objects that are no tensors; they are not loaded")
     if not places <= set(files):
         raise CheckpointError(f"{path} names files that are not of the checkpoint: {sorted(places - set(files))[:3]}")
+    ends: dict[str, int] = {}
+    for info in metadata.storage_data.values():
+        ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
+    for name, end in ends.items():
+        if (directory / name).stat().st_size < end:
+            raise CheckpointError(f"{directory / name} is truncated: {METADATA} says that it has {end} bytes")
     return metadata, entries
 
 

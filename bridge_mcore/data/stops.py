@@ -22,6 +22,9 @@ def load_tokenizer(directory: Path, vocab_size: int | None = None) -> Any:
 
     if not Path(directory).is_dir():  # transformers would take the name for one on the hub
         raise CheckpointError(f"{directory} is no directory; give one that holds a tokenizer")
+    for path in Path(directory).iterdir():  # transformers would wait for a pipe, and read a device for ever
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise CheckpointError(f"{path} is no regular file; put the file itself there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         known = tokenizer.get_vocab()

@@ -36,6 +36,10 @@ SECONDS = 90
 ROW = {"problem": "Q:a3b2A:", "answer": "5", "solution": "a3b5\\boxed{5}"}
 BAD_PROMPTS: tuple[Any, ...] = (None, 5, True, 2.5, "", " \n", ["x"], {"a": 1}, "\ud800", "x\udfff", [], {})
 BAD_ANSWERS: tuple[Any, ...] = (None, "", "  ", {"a": 1}, {}, True, math.nan, "\ud800", [], [None], [{"a": 1}], "$$")
+ODD: tuple[Any, ...] = (
+    10**4000, 1e308, "a\0b", "\u202eabc", "<|im_end|>", "x" * 200_000, "$" * 99, [{"role": 5}],
+    [{"role": "user", "content": "x"}],
+)  # fmt: skip
 MBPP = {"text": "Double x.", "code": "def f(x): return 2 * x", "test_list": ["assert f(1) == 2"]}
 LCB = {"question_content": "Add one.", "public_test_cases": '[{"input": "1", "output": "2", "testtype": "stdin"}]'}
 
@@ -156,7 +160,7 @@ def odd_rows(draw: random.Random, _: Path) -> Made:
     row: dict[str, Any] = dict(ROW)
     for _ in range(draw.randrange(1, 4)):
         name = draw.choice(["problem", "answer", "solution", "reward", "id", "finished", "messages", "level"])
-        row[name] = draw.choice([*BAD_PROMPTS, *BAD_ANSWERS, 10**4000, 1e308, "a\0b", "\u202eabc", "<|im_end|>", "x" * 200_000, [{"role": "user", "content": "x"}], [{"role": 5}], "$" * 99])  # fmt: skip
+        row[name] = draw.choice([*BAD_PROMPTS, *BAD_ANSWERS, *ODD])
     return Made(f"odd {str(row)[:200]}", lines(row, ROW), nonsense=False)
 
 
@@ -220,7 +224,7 @@ def test_what_is_right_is_read(place):
 
 
 def test_bad_data_files(place, seed):
-    """Sixty inputs of all kinds, by the two commands that read data without a model's weights."""
+    """Files of all kinds, by the two commands that read data without a model's weights."""
     draw = random.Random(seed)
     for number in range(30):
         place.try_(MAKERS[number % len(MAKERS)](draw, place.trace), ("stats", "preview"))
@@ -235,7 +239,7 @@ def test_a_run_refuses_them_too(place, seed):
 
 @pytest.mark.slow
 def test_many_bad_data_files(place, seed):
-    """Three hundred inputs: a hundred files, by every command that reads data."""
+    """Files of all kinds, each by every command that reads data."""
     draw = random.Random(seed)
-    for number in range(100):
+    for number in range(120):
         place.try_(MAKERS[number % len(MAKERS)](draw, place.trace), ("stats", "preview", "train"))
