@@ -6,12 +6,13 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
 
-from bridge_mcore.errors import TrainingError
+from bridge_mcore.errors import BridgeError, TrainingError
+from bridge_mcore.platform.locks import FileLock
 
 
 def _sync(path: Path) -> None:
@@ -88,15 +89,15 @@ def recover(directory: Path, pattern: str) -> None:
             shutil.rmtree(rest, ignore_errors=True)
 
 
-def agree(failure: BaseException | None, target: Path, temporary: Path) -> None:
-    """If any rank failed, remove `temporary` and raise on all of them. Collective.
+def agree(failure: BaseException | None, target: Path, temporary: Path | None) -> None:
+    """If any rank failed, remove `temporary` (None: there is none of ours) and raise on all of them. Collective.
 
     Raises TrainingError for a full disk and for other ranks' failures, and what failed here otherwise.
     """
     shared = None if isinstance(failure, KeyboardInterrupt) else first_error(failure)
     if failure is None and shared is None:
         return
-    if is_main():
+    if is_main() and temporary is not None:
         shutil.rmtree(temporary, ignore_errors=True)
     full = isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left" in f"{failure} {shared}":  # safetensors reports it as text
@@ -114,26 +115,35 @@ def agree(failure: BaseException | None, target: Path, temporary: Path) -> None:
 def atomic_directory(target: Path) -> Iterator[Path]:
     """Yield a temporary directory next to `target`; on success it replaces `target`, on failure it is removed.
 
-    Every rank calls it; rank 0 makes, renames and removes. What stood at `target` stays until the new directory is
-    complete on disk. A full disk raises TrainingError and leaves the old one alone.
+    Every rank calls it; rank 0 makes, renames and removes, under a lock: another process that writes `target` gets
+    LockHeld, which names this one. What stood at `target` stays until the new directory is complete on disk. A full
+    disk raises TrainingError and leaves the old one alone.
     """
     target = Path(target).resolve()
     temporary = unfinished(target)
     failure: BaseException | None = None
-    try:
-        if is_main():
-            begin(target)
-    except OSError as error:
-        failure = error
-    agree(failure, target, temporary)
-    try:
-        yield temporary
-    except BaseException as error:
-        failure = error
-    agree(failure, target, temporary)
-    try:
-        if is_main():
-            commit(temporary, target)
-    except OSError as error:
-        failure = error
-    agree(failure, target, temporary)
+    with ExitStack() as stack:
+        try:
+            if is_main():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(target.with_name(f".{target.name}.lock"), str(target)))
+        except (BridgeError, OSError) as error:
+            failure = error
+        agree(failure, target, None)
+        try:
+            if is_main():
+                begin(target)
+        except OSError as error:
+            failure = error
+        agree(failure, target, temporary)
+        try:
+            yield temporary
+        except BaseException as error:
+            failure = error
+        agree(failure, target, temporary)
+        try:
+            if is_main():
+                commit(temporary, target)
+        except OSError as error:
+            failure = error
+        agree(failure, target, temporary)

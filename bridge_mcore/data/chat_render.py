@@ -19,7 +19,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from bridge_mcore.config.json_file import one_line, shown
+from bridge_mcore.config.json_file import one_line, parse_json, shown
 
 #: What one rendering may take; a usual one takes a thousandth of it.
 CPU_SECONDS, MEMORY = 5, 1 << 30
@@ -95,7 +95,7 @@ def _exchange(process: subprocess.Popen[bytes], request: dict[str, Any]) -> dict
         return None
     length = process.stdout.read(4)
     answer = process.stdout.read(int.from_bytes(length, "little")) if len(length) == 4 else b""
-    return json.loads(answer) if answer else None
+    return parse_json(answer) if answer else None
 
 
 _RENDERER = _Renderer()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from bridge_mcore.evaluation.subjects import hf_directory
 from bridge_mcore.evaluation.suites import is_file_name
 from bridge_mcore.evaluation.verifiers import Verifiers
 from bridge_mcore.monitoring.progress import phase, say
+from bridge_mcore.platform.locks import FileLock
 
 RESULTS_FILE = "results.json"
 Answered = dict[str, list[Record]]
@@ -56,26 +56,15 @@ def run_evaluation(options: EvaluationOptions) -> None:
         say(f"→ {options.output}   (again: bridge-mcore scores {options.output})")
 
 
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Only one command at a time writes there. Raises ConfigError if another one does, or nothing can be written."""
+def _alone(directory: Path) -> FileLock:
+    """Only one command at a time writes there; who comes second is told who does. ConfigError where nobody can."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / ".lock", "a")  # noqa: SIM115 - closed below
     except OSError as error:
         raise ConfigError(
             f"--output {directory}: nothing can be written there ({error.strerror or error}); give another directory"
         ) from None
-    with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another evaluation is writing {directory}; wait for it, or give another --output"
-            ) from None
-        except OSError as error:
-            say(f"· warning: {directory} cannot be locked here ({error}): no other command may write there meanwhile")
-        yield
+    return FileLock(directory / ".lock", str(directory), say)
 
 
 def _evaluate(subject: Subject, options: EvaluationOptions, verifiers: Verifiers) -> tuple[Answered, dict[str, int]]:

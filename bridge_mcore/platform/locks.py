@@ -103,7 +103,9 @@ class FileLock:
             left = deadline - time.monotonic()
             if left <= 0:
                 waited = f" (waited {wait_seconds:g} s for it to end)" if wait_seconds else ""
-                raise LockHeld(f"{self.subject} is being written by {holder}{waited}")
+                raise LockHeld(
+                    f"{self.subject} is being written by {holder}{waited}; wait for it, or choose another place"
+                )
             if not said:
                 self.say(
                     f"· {self.subject} is being written by {holder}: waiting up to {wait_seconds:g} s for it to end"
@@ -115,6 +117,7 @@ class FileLock:
         """Take it now; or who has it. A dead holder's is taken over."""
         holder = self._try()
         if holder is None:
+            self._ended.clear()
             self._thread = threading.Thread(target=self._beat, name=f"lock {self.path.name}", daemon=True)
             self._thread.start()
         return holder

@@ -35,13 +35,17 @@ class _RunLock:
         self.deadline = time.monotonic() + self.wait_seconds
         self.said = False
         self.lock = self._new()
+        #: of sync.directory, where the configuration names one: two runs there would serve each other's weights
+        self.sync: FileLock | None = None
+        if config.sync.directory is not None and config.rollout.engine != "embedded":
+            self.sync = FileLock(config.sync.directory / LOCK, f"sync.directory = {config.sync.directory}", say)
 
     def _new(self) -> FileLock:
         return FileLock(self.directory / LOCK, f"run.directory = {self.directory}", say)
 
     def take(self) -> bool:
         """Take the lock and put an old run aside, if that is wanted; False: ask again. Raises ConfigError."""
-        self._make()
+        _make(self.directory, "run.directory")
         end = min(self.deadline, time.monotonic() + _ROUND_SECONDS)
         while (why := self._attempt()) is not None:
             if time.monotonic() >= self.deadline:
@@ -63,15 +67,16 @@ class _RunLock:
             )
         if self.resume == "restart":
             self._restart()
+        if self.sync is not None:
+            _make(self.sync.path.parent, "sync.directory")
+            self.sync.acquire()
         return True
 
-    def _make(self) -> None:
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"run.directory = {self.directory} cannot be made: {error.strerror}; choose another directory"
-            ) from error
+    def release(self) -> None:
+        """Give all back."""
+        if self.sync is not None:
+            self.sync.release()
+        self.lock.release()
 
     def _attempt(self) -> str | None:
         """Who keeps us from writing; None: nobody any more."""
@@ -90,13 +95,20 @@ class _RunLock:
             return
         say(f"· an earlier run is kept in {old}")
         self.lock.path = old / LOCK
-        self._make()
+        _make(self.directory, "run.directory")
         before, self.lock = self.lock, self._new()
         try:
             if (holder := self.lock.attempt()) is not None:
                 raise ConfigError(f"run.directory = {self.directory} was taken meanwhile by {holder}; choose another")
         finally:
             before.release()
+
+
+def _make(directory: Path, key: str) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{key} = {directory} cannot be made: {error.strerror}; choose another directory") from error
 
 
 def _alone(path: Path) -> bool:
@@ -142,7 +154,7 @@ def run_lock(config: Config) -> Iterator[None]:
         if share is not None:
             os.close(share)
         if mine is not None:
-            mine.lock.release()
+            mine.release()
 
 
 def _together(take: Callable[[], bool] | None) -> bool:

@@ -15,6 +15,7 @@ from bridge_mcore.evaluation.command import _alone, read_answers, run_evaluation
 from bridge_mcore.evaluation.options import EvaluationOptions, Serving, Subject
 from bridge_mcore.evaluation.records import RecordFile, read_records
 from bridge_mcore.evaluation.suites import Answers, Benchmark, Suite
+from bridge_mcore.platform.locks import LockHeld
 from bridge_mcore.rollout.embedded import EmbeddedEngine
 from tests.models import save_tiny
 
@@ -159,7 +160,7 @@ def test_a_restart_forgets_benchmarks_that_are_not_asked_now(model, tmp_path):
 
 
 def test_one_command_at_a_time(model, tmp_path):
-    with _alone(tmp_path / "tiny"), pytest.raises(ConfigError, match="another evaluation is writing"):
+    with _alone(tmp_path / "tiny"), pytest.raises(LockHeld, match=r"is being written by process \d+ on "):
         run_evaluation(options(model, tmp_path, limit=1))
 
 

@@ -199,3 +199,16 @@ def test_a_symlink_in_the_locks_place_is_not_followed(tmp_path):
     with pytest.raises(Exception, match="cannot be made"):
         FileLock(tmp_path / "lock", "it").acquire()
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_lock_that_was_given_back_beats_again(tmp_path):
+    lock = FileLock(tmp_path / "lock", "it", beat_seconds=0.05)
+    lock.acquire()
+    lock.release()
+    lock.acquire()
+    first = record(tmp_path / "lock").beat
+    deadline = time.monotonic() + 30
+    while record(tmp_path / "lock").beat < first + 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert record(tmp_path / "lock").beat >= first + 2
+    lock.release()

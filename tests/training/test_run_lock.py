@@ -153,3 +153,23 @@ def test_each_rank_holds_its_share(tmp_path):
     first.communicate(timeout=120)
     with open(directory / ".ranks") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_two_runs_do_not_share_a_directory_of_weights(world, tmp_path):
+    """sync.directory holds weights for a run's servers: another run's would be served in their place."""
+    from bridge_mcore.config.schema import Config
+    from bridge_mcore.errors import ConfigError
+    from bridge_mcore.training.run_lock import run_lock
+
+    def config(name: str) -> Config:
+        made = Config()
+        made.run.directory, made.rollout.engine, made.sync.directory = tmp_path / name, "sglang", tmp_path / "weights"
+        return made
+
+    with run_lock(config("a")):
+        with pytest.raises(ConfigError, match=r"sync.directory = \S+ is being written by process \d+"):
+            with run_lock(config("b")):
+                raise AssertionError("not reached")
+    with run_lock(config("b")):
+        pass
+    assert not (tmp_path / "weights" / ".lock").exists()
