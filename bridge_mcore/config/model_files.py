@@ -25,6 +25,7 @@ _OMITTED: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 8},
     "gemma3_text": {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
 }
+_MOST_LAYERS = 10_000
 _CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -129,7 +130,7 @@ def directory_sizes(directory: Path) -> Sizes:
         tied=config.get("tie_word_embeddings") is True,
         experts=experts,
         expert_size=(size("moe_intermediate_size") or size("intermediate_size")) if experts else None,
-        dense_layers=_dense_layers(config, layers or 0) if experts else layers,
+        dense_layers=_dense_layers(config, min(layers or 0, _MOST_LAYERS)) if experts else layers,
     )
 
 
@@ -138,6 +139,7 @@ def _dense_layers(config: dict[str, Any], layers: int) -> int:
     only, step = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step") or 1
     if not isinstance(only, list) or not isinstance(step, int):
         return 0
+    only = {number for number in only if isinstance(number, int)}
     return sum(i in only or (i + 1) % step != 0 for i in range(layers))
 
 

@@ -129,6 +129,18 @@ def a_size(directory: Path, draw: Draw) -> bool:
     return True
 
 
+def a_bomb(directory: Path, draw: Draw) -> bool:
+    """A field by which a little file asks for much."""
+    more = draw.choice([
+        {"num_hidden_layers": 10**9}, {"num_hidden_layers": 9_999}, {"num_key_value_heads": 10**9},
+        {"layer_types": ["full_attention"] * 200_000}, {"rope_theta": True}, {"rope_theta": "10000"},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e300}}, {"rope_parameters": 5},
+        {"quantization_config": {"quant_method": "x"}}, {"pruned_heads": {"0": [1]}}, {"max_position_embeddings": 1e9},
+    ])  # fmt: skip
+    rewrite(directory / "config.json", lambda config: {**config, **more})
+    return True
+
+
 def any_field(directory: Path, draw: Draw) -> bool:
     path = directory / draw.choice(["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
     tree = json.loads(path.read_text())
@@ -308,6 +320,7 @@ SPOILERS: dict[str, tuple[Callable[[Path, Draw], bool], ...]] = {
     "hf": (
         a_field,
         a_size,
+        a_bomb,
         any_field,
         no_json,
         end_tokens,

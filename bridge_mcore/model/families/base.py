@@ -29,6 +29,8 @@ _READ = {
     "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings",
     "rope_parameters", "rope_scaling", "rope_theta",
 }  # fmt: skip
+#: HF fields of classifiers, of which transformers makes a list as long as they say.
+_LABELS = ("num_labels", "id2label", "label2id")
 #: The largest base of rotary embeddings that is believed: published ones are up to 1e7.
 _MOST_THETA = 1e15
 #: HF fields that count something, and the most that is believed: lists as long are made before a tensor is looked at.
@@ -95,6 +97,7 @@ class Family:
             raise CheckpointError(
                 f"{origin}: {', '.join(wrong)} cannot be: such a size is a whole number, positive and not huge"
             )
+        config = {key: value for key, value in config.items() if key not in _LABELS}
         try:
             full = AutoConfig.for_model(**{**config, "model_type": self.model_type})
             values = full.to_dict()
