@@ -27,7 +27,7 @@ from bridge_mcore.evaluation.run import (
     write_json,
 )
 from bridge_mcore.evaluation.subjects import hf_directory
-from bridge_mcore.evaluation.suites import is_file_name
+from bridge_mcore.evaluation.suites import is_record_name
 from bridge_mcore.evaluation.verifiers import Verifiers
 from bridge_mcore.monitoring.progress import phase, say
 from bridge_mcore.platform.locks import FileLock
@@ -179,7 +179,7 @@ def _asked(path: Path) -> dict[str, tuple[int, list[str]]]:
     asked = {}
     for name, known in benchmarks.items():
         samples, problems = (known.get(key) for key in ("samples", "problems")) if isinstance(known, dict) else (0, 0)
-        if not is_file_name(name) or type(samples) is not int or samples < 1 or not isinstance(problems, dict):
+        if not is_record_name(name) or type(samples) is not int or samples < 1 or not isinstance(problems, dict):
             raise DataError(f"{path} is damaged at the benchmark {shown(name)}; evaluate anew with --restart")
         asked[name] = (samples, list(problems))
     return asked

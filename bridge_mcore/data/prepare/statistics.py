@@ -37,11 +37,9 @@ def file_statistics(path: Path, tokenizer: Path | None) -> dict[str, Any]:
     }
 
 
-def _text(card: Any, *keys: str) -> str | None:
-    """A text of a card, which someone may have changed by hand."""
-    for key in keys:
-        card = card.get(key) if isinstance(card, dict) else None
-    return card if isinstance(card, str) else None
+def _output(card: dict[str, Any]) -> Any:
+    recipe = card.get("recipe")
+    return recipe.get("output") if isinstance(recipe, dict) else None
 
 
 def statistics_text(found: dict[str, Any]) -> str:
