@@ -31,9 +31,7 @@ def file_statistics(path: Path, tokenizer: Path | None) -> dict[str, Any]:
         "prompt_length": summary([measure.text(problem.prompt) for problem in problems]),
         "answer_length": summary([measure.text(problem.answer) for problem in problems]),
         "trace_length": summary([measure.text(trace) for trace in traces]),
-        "card": None
-        if card is None
-        else {"created": _text(card, "created"), "output": _text(card, "recipe", "output")},
+        "card": None if card is None else {"created": card.get("created"), "output": _output(card)},
     }
 
 
