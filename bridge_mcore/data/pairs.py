@@ -109,7 +109,7 @@ def _length(item: EncodedPrompt | EncodedTrace, limit: int) -> str:
     texts = [] if item.problem is None else [item.problem.prompt, item.problem.trace or ""]
     if not any(is_far_over(text, limit) for text in texts):
         return f"{len(item.tokens)} tokens"
-    return f"{sum(map(len, texts)):,} characters, which are far more than {limit} tokens"
+    return f"{sum(map(len, texts)):,} characters, far too many to be tokenized"
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:

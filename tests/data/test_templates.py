@@ -163,7 +163,7 @@ def test_what_is_far_too_long_is_not_tokenized(qwen, template):
     """Ten million characters: seconds and megabytes, not minutes and gigabytes; refused, dropped or cut as others."""
     huge = Problem("0" * 16, "word " * 2_000_000, "42", "step " * 2_000_000, "test")
     data = Data(template=template)
-    with pytest.raises(DataError, match=r"prompt of [\d,]+ characters, which are far more than 100 tokens, the limit"):
+    with pytest.raises(DataError, match=r"prompt of [\d,]+ characters, far too many to be tokenized, the limit is 100"):
         encode_prompts([huge, problem()], qwen, data, 100)
     dropping = data.model_copy(update={"overlong": "drop"})
     assert [e.problem for e in encode_prompts([huge, problem()], qwen, dropping, 100)] == [problem()]
