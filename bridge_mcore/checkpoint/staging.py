@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_mcore.checkpoint import atomic
+from bridge_mcore.config.json_file import parse_json
 from bridge_mcore.errors import CheckpointError
 from bridge_mcore.platform.locks import FileLock
 
@@ -108,7 +109,7 @@ def _recall(
     lines = []
     try:
         for line in (temporary / _JOURNAL).read_text().splitlines():
-            lines.append(json.loads(line))
+            lines.append(parse_json(line))
     except (OSError, ValueError):
         pass  # none yet, or its last line is torn
     wanted = {o.name for o in outputs}

@@ -69,8 +69,8 @@ def machine_problems(config: Config, sizes: Sizes, world: int) -> Iterator[str]:
     if (problem := descriptors_problem(needed)) is not None:
         yield problem
     parameters = sizes.parameters() if config.model.generated is not None else None
-    if parameters is not None and (needed := 4 * parameters.total / 2**30) > host_memory():
+    if parameters is not None and (gib := 4 * parameters.total / 2**30) > host_memory():
         yield (
-            f"model.generated has {parameters.total:.3g} parameters, {needed:.3g} GiB of weights, and this machine "
+            f"model.generated has {parameters.total:.3g} parameters, {gib:.3g} GiB of weights, and this machine "
             f"{host_memory():.0f} GiB of memory: lower hidden_size, intermediate_size, heads, head_dim or layers"
         )
