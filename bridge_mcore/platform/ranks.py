@@ -18,6 +18,17 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def loopback_interface() -> str | None:
+    """Name of the loopback interface; None where there is none."""
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in ("lo", "lo0") if name in names), None)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only processes of this host reach an address."""
+    return host in ("127.0.0.1", "localhost", "::1")
+
+
 def own_address() -> str:
     """The address under which other hosts of the run reach this one: that of the way to rank 0's host."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

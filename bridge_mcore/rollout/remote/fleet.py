@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import time
@@ -11,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bridge_mcore.config.engines import Servers, default_python
-from bridge_mcore.errors import RunStopped, TrainingError
+from bridge_mcore.errors import ConfigError, RunStopped, TrainingError
 from bridge_mcore.monitoring.progress import say
 from bridge_mcore.platform.ranks import free_port, gpu_memories, own_address
 from bridge_mcore.rollout.remote.control import Control
@@ -20,6 +21,7 @@ from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
 from bridge_mcore.rollout.remote.process import ServerProcess
 
 _SAY_EVERY_S = 15.0
+_UNGUARDED = "remove what has it serve in another way (servers.arguments, servers.environment)"
 
 
 class EngineLost(RunStopped):
@@ -65,7 +67,7 @@ class Fleet:
                     devices = None  # it is told the first of them
                 name = f"{dialect.name} server {i}" + ("" if one_host else f" on {names[control.rank]}")
                 log = logs / f"{dialect.name}-{control.rank}-{i}.log"
-                server = ServerProcess(name, dialect, place, log, devices, settings.environment)
+                server = ServerProcess(name, dialect, place, log, devices, settings.environment, http.key)
                 self.owned[server.url] = server
 
         self._together(prepare)
@@ -128,6 +130,8 @@ class Fleet:
                     if server is None:  # a trainer that was killed may have left it paused
                         self.http.run(self.dialect.resume(self.http, url, 20.0))
                     self.http.run(self.dialect.ready(self.http, url, 20.0))
+                    if server is not None and server.key and not self.http.run(self.http.refuses_strangers(url, 20.0)):
+                        raise TrainingError(f"{server.name} answers without the run's key: {_UNGUARDED}")
                 except (ServerLost, ServerRefused) as error:
                     if time.monotonic() - began > self.settings.start_seconds:
                         what = server.name if server is not None else url
@@ -240,6 +244,19 @@ class Fleet:
             server.ask_to_end()
         for server in self.owned.values():
             server.close()
+
+
+def access_key(settings: Servers, control: Control) -> str | None:
+    """What all that is asked of the servers must bring: managed ones get a random key, the same on all ranks, that of
+    external ones is in the environment. Collective. Raises ConfigError if it is not there."""
+    if settings.mode == "managed":
+        return control.gather(secrets.token_urlsafe(32))[0]
+    if settings.key_environment is None:
+        return None
+    key = os.environ.get(settings.key_environment, "").strip()
+    if not key:
+        raise ConfigError(f"servers.key_environment: {settings.key_environment} is not set on every host of the run")
+    return key
 
 
 def find_python(engine: str, settings: Servers) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from bridge_mcore.config.secrets import given_values, hide_arguments
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.rollout.remote.dialect import Dialect, LaunchOptions
 
@@ -54,10 +56,12 @@ class ServerProcess:
         log: Path,
         devices: list[int] | None,
         extra: list[str],
+        key: str | None = None,
     ) -> None:
-        """devices: GPUs it may see; None: all. extra: environment variables, NAME=VALUE."""
+        """devices: GPUs it may see; None: all. extra: environment variables, NAME=VALUE (NAME alone: the trainer's).
+        key: what it is to demand with every request."""
         self.name, self.dialect, self.options, self.log = name, dialect, options, log
-        self.devices, self.extra = devices, extra
+        self.devices, self.extra, self.key = devices, extra, key
         self.process: subprocess.Popen | None = None
         self.started = 0.0
         self._end_of_log = 0  # where the present attempt's log begins
@@ -79,7 +83,7 @@ class ServerProcess:
                     f"{self.name} cannot listen on {self.url}: {error.strerror}; set servers.port to another port"
                 ) from error
         command, environment = self.dialect.command(self.options)
-        everything = {**os.environ, **environment, **dict(entry.split("=", 1) for entry in self.extra)}
+        everything = {**os.environ, **environment, **given_values(self.extra)}
         for variable in list(everything):  # the trainer's world is none of the server's
             if variable in _WORLD or variable.startswith("TORCHELASTIC_"):
                 del everything[variable]
@@ -94,11 +98,11 @@ class ServerProcess:
             )
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
-            log.write(f"\n== {time.strftime('%F %T')} {' '.join(command)}\n".encode())
+            log.write(f"\n== {time.strftime('%F %T')} {shlex.join(hide_arguments(command))}\n".encode())
             log.flush()
             self._end_of_log = log.tell()
             try:
-                self.process = start_guarded(command, everything, log)
+                self.process = start_guarded(command, everything, log, self.key)
             except OSError as error:
                 raise TrainingError(f"{self.name} cannot be started: {error}") from error
         self.started = time.monotonic()
@@ -160,16 +164,23 @@ class ServerProcess:
             self.process.wait()
 
 
-def start_guarded(command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen:
-    """Start a server under `guard`, which ends it with all it started when the trainer dies."""
-    return subprocess.Popen(
+def start_guarded(
+    command: list[str], environment: dict[str, str], log: IO[bytes], key: str | None = None
+) -> subprocess.Popen:
+    """Start a server under `guard`, which ends it with all it started when the trainer dies. It finds `key` on its
+    standard input: a command line, an environment and a file can be read by others, and are inherited."""
+    process = subprocess.Popen(
         [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *command],
         env=environment,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin as pipe:  # it may have ended already
+        pipe.write(f"{key or ''}\n".encode())
+    return process
 
 
 def _readable(line: bytes, width: int = 220) -> str:
