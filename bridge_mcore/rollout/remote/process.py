@@ -18,6 +18,7 @@ from typing import IO
 
 from bridge_mcore.config.secrets import given_values, hide_arguments
 from bridge_mcore.errors import TrainingError
+from bridge_mcore.platform.ranks import RENDEZVOUS
 from bridge_mcore.rollout.remote.dialect import Dialect, LaunchOptions
 
 #: (pattern in the log, what it means and how to mend it)
@@ -41,7 +42,7 @@ _KNOWN = (
 _GUARD = Path(__file__).with_name("guard.py")
 _WORLD = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
-    "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT",
+    "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", RENDEZVOUS,
 )  # fmt: skip
 
 

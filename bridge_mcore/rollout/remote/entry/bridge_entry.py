@@ -67,9 +67,9 @@ def guard_uvicorn(key: str) -> None:
 
 def keep_stores_local() -> None:
     """Have torch's rendezvous stores that are for this host listen on loopback only."""
-    from torch.distributed import TCPStore, rendezvous
+    from torch import distributed
 
-    class LocalStore(TCPStore):
+    class LocalStore(distributed.TCPStore):
         def __init__(self, host_name: str, port: int, *args: Any, **kwargs: Any) -> None:
             is_master = kwargs.get("is_master", args[1] if len(args) > 1 else False)
             if is_master and host_name in ("127.0.0.1", "localhost") and kwargs.get("master_listen_fd") is None:
@@ -78,7 +78,9 @@ def keep_stores_local() -> None:
                 kwargs["master_listen_fd"] = listening.detach()
             super().__init__(host_name, port, *args, **kwargs)
 
-    rendezvous.TCPStore = LocalStore  # type: ignore[attr-defined]
+    # By its name: the package's attribute `rendezvous` is a function.
+    for module in (distributed, sys.modules["torch.distributed.rendezvous"]):
+        module.TCPStore = LocalStore  # type: ignore[attr-defined]
 
 
 def read_key() -> str:
