@@ -142,6 +142,7 @@ class Fleet:
                     continue
                 waiting.remove(url)
                 if server is not None:
+                    server.note_segments()
                     say(f"· {server.name} is ready at {url} after {time.monotonic() - server.started:.0f} s")
             if waiting:
                 if time.monotonic() - said > _SAY_EVERY_S:

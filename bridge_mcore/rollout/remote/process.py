@@ -19,6 +19,7 @@ from typing import IO
 from bridge_mcore.config.secrets import given_values, hide_arguments
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.platform.ranks import RENDEZVOUS
+from bridge_mcore.rollout.remote import guard
 from bridge_mcore.rollout.remote.dialect import Dialect, LaunchOptions
 
 #: (pattern in the log, what it means and how to mend it)
@@ -39,7 +40,6 @@ _KNOWN = (
     (r"unrecognized arguments", "servers.arguments has one that this version does not know"),
 )  # fmt: skip
 
-_GUARD = Path(__file__).with_name("guard.py")
 _WORLD = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
     "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", RENDEZVOUS,
@@ -65,6 +65,8 @@ class ServerProcess:
         self.devices, self.extra, self.key = devices, extra, key
         self.process: subprocess.Popen | None = None
         self.started = 0.0
+        self._segments: set[str] = set()  # what the present attempt has in /dev/shm, as far as known
+        self._is_swept = False
         self._end_of_log = 0  # where the present attempt's log begins
 
     @property
@@ -102,15 +104,27 @@ class ServerProcess:
             log.write(f"\n== {time.strftime('%F %T')} {shlex.join(hide_arguments(command))}\n".encode())
             log.flush()
             self._end_of_log = log.tell()
+            self._segments, self._is_swept = set(), False
             try:
                 self.process = start_guarded(command, everything, log, self.key)
             except OSError as error:
                 raise TrainingError(f"{self.name} cannot be started: {error}") from error
         self.started = time.monotonic()
 
+    def note_segments(self) -> None:
+        """Remember what its processes have in /dev/shm: should the guard be killed, nobody else knows it."""
+        if self.process is not None:
+            self._segments |= guard.segments(guard.members(self.process.pid))
+
     def exit_code(self) -> int | None:
         """How it ended; None while it runs."""
-        return -1 if self.process is None else self.process.poll()
+        if self.process is None:
+            return -1
+        code = self.process.poll()
+        if code is not None and code < 0 and not self._is_swept:  # the guard was killed and could do nothing
+            self._is_swept = True
+            guard.end_session(self.process.pid, self._segments)
+        return code
 
     def ends_within(self, seconds: float) -> bool:
         """Whether it has ended, or does so in this time: a connection breaks before the exit code is there."""
@@ -155,14 +169,16 @@ class ServerProcess:
 
     def close(self) -> None:
         """As `ask_to_end`, and wait until it has ended."""
-        if self.process is None or self.process.poll() is not None:
+        if self.exit_code() is not None:
             return
+        assert self.process is not None
         self.ask_to_end()
         try:
             self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self.process.kill()  # the kernel kills the server when its guard is gone
             self.process.wait()
+            self.exit_code()
 
 
 def start_guarded(
@@ -171,7 +187,7 @@ def start_guarded(
     """Start a server under `guard`, which ends it with all it started when the trainer dies. It finds `key` on its
     standard input: a command line, an environment and a file can be read by others, and are inherited."""
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *command],
+        [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=log,
