@@ -144,12 +144,12 @@ def test_a_websocket_is_closed(guarded: tuple[str, ServerProcess, str]) -> None:
 
     with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
         asyncio.run(connect())
-    assert caught.value.status == 403
+    assert caught.value.status in (401, 403)  # as uvicorn has websockets or not
 
 
 def test_the_key_is_nowhere(guarded: tuple[str, ServerProcess, str]) -> None:
     """On no command line and in no environment of the server's processes, and not in its log."""
-    engine, server, key = guarded
+    _, server, key = guarded
     assert server.process is not None
     everyone = family(server.process.pid)
     assert len(everyone) >= 4
