@@ -18,10 +18,9 @@ from bridge_mcore.platform.ranks import free_port, gpu_memories, own_address
 from bridge_mcore.rollout.remote.control import Control
 from bridge_mcore.rollout.remote.dialect import Dialect, LaunchOptions
 from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
-from bridge_mcore.rollout.remote.process import ServerProcess
+from bridge_mcore.rollout.remote.process import Key, ServerProcess
 
 _SAY_EVERY_S = 15.0
-_UNGUARDED = "remove what has it serve in another way (servers.arguments, servers.environment)"
 
 
 class EngineLost(RunStopped):
@@ -56,6 +55,8 @@ class Fleet:
         one_host = len(set(names)) == 1
         first_here = names.index(names[control.rank]) == control.rank
         host = "127.0.0.1" if one_host else own_address()
+        # SGLang's router sends its key with every request but those by which it looks whether a server lives.
+        key = Key(http.key, ("/health",) if settings.router is not None else ()) if http.key is not None else None
 
         def prepare() -> None:
             # The first rank of each host starts and watches that host's servers.
@@ -67,7 +68,7 @@ class Fleet:
                     devices = None  # it is told the first of them
                 name = f"{dialect.name} server {i}" + ("" if one_host else f" on {names[control.rank]}")
                 log = logs / f"{dialect.name}-{control.rank}-{i}.log"
-                server = ServerProcess(name, dialect, place, log, devices, settings.environment, http.key)
+                server = ServerProcess(name, dialect, place, log, devices, settings.environment, key)
                 self.owned[server.url] = server
 
         self._together(prepare)
@@ -130,8 +131,8 @@ class Fleet:
                     if server is None:  # a trainer that was killed may have left it paused
                         self.http.run(self.dialect.resume(self.http, url, 20.0))
                     self.http.run(self.dialect.ready(self.http, url, 20.0))
-                    if server is not None and server.key and not self.http.run(self.http.refuses_strangers(url, 20.0)):
-                        raise TrainingError(f"{server.name} answers without the run's key: {_UNGUARDED}")
+                    if server is not None and server.key is not None:
+                        self._check_guarded(server)
                 except (ServerLost, ServerRefused) as error:
                     if time.monotonic() - began > self.settings.start_seconds:
                         what = server.name if server is not None else url
@@ -149,6 +150,14 @@ class Fleet:
                     said = time.monotonic()
                     say(f"· waiting for {', '.join(self._name(u) for u in waiting)}: {said - began:.0f} s")
                 time.sleep(0.25)
+
+    def _check_guarded(self, server: ServerProcess) -> None:
+        """Raises TrainingError if a server lets somebody without the run's key in."""
+        if not self.http.run(self.http.refuses_strangers(server.url, 20.0)):
+            raise TrainingError(
+                f"{server.name} answers without the run's key: remove what has it serve in another way "
+                "(servers.arguments, servers.environment)"
+            )
 
     def _name(self, url: str) -> str:
         return self.owned[url].name if url in self.owned else url

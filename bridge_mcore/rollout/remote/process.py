@@ -13,6 +13,7 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -46,6 +47,14 @@ _WORLD = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Key:
+    """What a server demands with every request, but for reading `open_paths`. Not shown."""
+
+    text: str = field(repr=False)
+    open_paths: tuple[str, ...] = ()
+
+
 class ServerProcess:
     """One managed server: the process group it runs in, and its log."""
 
@@ -57,7 +66,7 @@ class ServerProcess:
         log: Path,
         devices: list[int] | None,
         extra: list[str],
-        key: str | None = None,
+        key: Key | None = None,
     ) -> None:
         """devices: GPUs it may see; None: all. extra: environment variables, NAME=VALUE (NAME alone: the trainer's).
         key: what it is to demand with every request."""
@@ -182,7 +191,7 @@ class ServerProcess:
 
 
 def start_guarded(
-    command: list[str], environment: dict[str, str], log: IO[bytes], key: str | None = None
+    command: list[str], environment: dict[str, str], log: IO[bytes], key: Key | None = None
 ) -> subprocess.Popen:
     """Start a server under `guard`, which ends it with all it started when the trainer dies. It finds `key` on its
     standard input: a command line, an environment and a file can be read by others, and are inherited."""
@@ -196,7 +205,7 @@ def start_guarded(
     )
     assert process.stdin is not None
     with suppress(BrokenPipeError), process.stdin as pipe:  # it may have ended already
-        pipe.write(f"{key or ''}\n".encode())
+        pipe.write(f"{key.text}\n{' '.join(key.open_paths)}\n".encode() if key is not None else b"\n\n")
     return process
 
 

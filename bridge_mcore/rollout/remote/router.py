@@ -14,7 +14,7 @@ from bridge_mcore.rollout.remote.control import Control
 from bridge_mcore.rollout.remote.dialect import entry_command
 from bridge_mcore.rollout.remote.fleet import EngineLost, Fleet
 from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
-from bridge_mcore.rollout.remote.process import start_guarded
+from bridge_mcore.rollout.remote.process import Key, start_guarded
 
 _START_S = 120.0
 
@@ -48,8 +48,9 @@ class Router:
                     "--prometheus-port", str(free_port()), "--prometheus-host", "127.0.0.1",
                 ]  # fmt: skip
                 self.log.parent.mkdir(parents=True, exist_ok=True)
+                key = None if self.http.key is None else Key(self.http.key)
                 with open(self.log, "ab") as out:
-                    self.process = start_guarded(command, dict(os.environ), out, self.http.key)
+                    self.process = start_guarded(command, dict(os.environ), out, key)
             problem = self._wait()
         problem = next((text for text in self.control.gather(problem) if text), "")
         if problem:

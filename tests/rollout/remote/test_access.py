@@ -7,6 +7,7 @@ import json
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from bridge_mcore.rollout.remote.build import EngineRoom
 from bridge_mcore.rollout.remote.control import Control
 from bridge_mcore.rollout.remote.fleet import Fleet, access_key
 from bridge_mcore.rollout.remote.http import Http, ServerRefused
-from bridge_mcore.rollout.remote.process import ServerProcess
+from bridge_mcore.rollout.remote.process import Key, ServerProcess
+from bridge_mcore.rollout.remote.router import Router
 from bridge_mcore.training.passes import PassRunner
 from bridge_mcore.training.policy import build_policy
 from tests.models import save_tiny
@@ -76,7 +78,7 @@ def guarded(
     if not (ROOT / default_python(engine)).is_file() and engine == "vllm":
         pytest.skip("vLLM is not installed: run `make engine-vllm`")
     key = secrets.token_urlsafe(32)
-    with real_server(model, tmp_path_factory.mktemp(engine), engine=engine, key=key) as server:
+    with real_server(model, tmp_path_factory.mktemp(engine), engine=engine, key=Key(key)) as server:
         yield engine, server, key
 
 
@@ -218,7 +220,7 @@ def test_a_swap_after_the_proof_is_noticed(
     other = tmp_path / "other"
     save_tiny("qwen3", other, seed=seed % 1000 + 1)
     monkeypatch.setenv("THEIR_KEY", key := secrets.token_urlsafe(32))
-    with real_server(model, tmp_path, key=key) as server:
+    with real_server(model, tmp_path, key=Key(key)) as server:
         for check in ("auto", "probe"):
             values = {
                 "run": {"directory": tmp_path}, "model": {"path": model}, "rollout": {"engine": "sglang"},
@@ -265,3 +267,41 @@ def test_a_run_ends_when_its_weights_are_swapped(tmp_path: Path) -> None:
     for path in directory.rglob("*"):
         assert not path.is_file() or key.encode() not in path.read_bytes(), f"{path} holds the key"
     assert not any(key in " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))
+
+
+def test_the_router_demands_the_key_and_brings_it(world: object, model: Path, tmp_path: Path) -> None:
+    """SGLang's router before a server: who has no key neither generates nor sees or changes its list of servers."""
+    key = secrets.token_urlsafe(32)
+    closed: list[tuple[str, str, Any]] = [
+        ("POST", "/generate", {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 1}}), ("GET", "/workers", None),
+        ("POST", "/workers", {"url": "http://127.0.0.1:1"}), ("POST", "/flush_cache", None), ("GET", "/get_loads", None),
+        ("POST", "/v1/completions", {"model": "x", "prompt": "a"}), ("POST", "/wasm", {}),
+    ]  # fmt: skip
+    with real_server(model, tmp_path, key=Key(key, ("/health",))) as server, Http(key) as http:
+        # What the router looks at before it sends its key; nothing else of the server is open.
+        assert asyncio.run(statuses(server.url, [("GET", "/health", None)], {})) == {"GET /health": 200}
+        others: list[tuple[str, str, Any]] = [("POST", "/health", None), ("GET", "/health_generate", None)]
+        assert set(asyncio.run(statuses(server.url, others, {})).values()) == {401}
+        router = Router(http, Control(), python_of("sglang"), [server.url], tmp_path, None, 60.0)
+        try:
+            assert router.process is not None
+            found = asyncio.run(statuses(router.url, closed, {"Authorization": "Bearer wrong"}))
+            assert set(found.values()) == {401}, found
+            deadline = time.monotonic() + 60
+            while True:  # it finds its servers in the background
+                try:
+                    asked = server.dialect.generate(
+                        http, router.url, Request(0, (1, 2)), SamplingParams(3), "a", None, 9
+                    )
+                    assert len(http.run(asked)[1].tokens) == 3
+                    break
+                except ServerRefused as error:
+                    assert error.status == 503 and time.monotonic() < deadline, error
+                    time.sleep(0.5)
+            assert listening(router.process.pid) and listening_abroad(router.process.pid) == {}
+            for process in family(router.process.pid):
+                for name in ("cmdline", "environ"):
+                    assert key.encode() not in Path(f"/proc/{process.pid}/{name}").read_bytes()
+            assert key.encode() not in router.log.read_bytes()
+        finally:
+            router.close()

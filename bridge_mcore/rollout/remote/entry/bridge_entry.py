@@ -22,14 +22,17 @@ _ROUTER = "sglang_router.launch_router"
 
 
 class KeyGuard:
-    """ASGI application around another one: what does not bring the key gets 401 (a websocket: is closed)."""
+    """ASGI application around another one: what does not bring the key gets 401 (a websocket: is closed).
 
-    def __init__(self, app: Any, key: str) -> None:
-        self.app = app
+    open_paths: may be read (GET) without it.
+    """
+
+    def __init__(self, app: Any, key: str, open_paths: tuple[str, ...] = ()) -> None:
+        self.app, self._open_paths = app, open_paths
         self._expected = f"bearer {key}".encode()
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] not in ("http", "websocket") or self._has_key(scope):
+        if scope["type"] not in ("http", "websocket") or self._may_enter(scope):
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
@@ -39,15 +42,19 @@ class KeyGuard:
             await send({"type": "http.response.start", "status": 401, "headers": headers})
             await send({"type": "http.response.body", "body": body})
 
-    def _has_key(self, scope: dict[str, Any]) -> bool:
+    def _may_enter(self, scope: dict[str, Any]) -> bool:
+        if scope.get("method") == "GET" and scope["path"] in self._open_paths:
+            return True
         given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
-        if len(given) != 1:
-            return False
-        scheme, _, key = given[0].partition(b" ")
+        # SGLang's router sends its own beside the one that it was sent.
+        return bool(given) and all(self._is_right(value) for value in given)
+
+    def _is_right(self, authorization: bytes) -> bool:
+        scheme, _, key = authorization.partition(b" ")
         return hmac.compare_digest(scheme.lower() + b" " + key, self._expected)
 
 
-def guard_uvicorn(key: str) -> None:
+def guard_uvicorn(key: str, open_paths: tuple[str, ...]) -> None:
     """Have every uvicorn server of this process demand the key. One that would start processes of its own may not."""
     import uvicorn
 
@@ -60,7 +67,7 @@ def guard_uvicorn(key: str) -> None:
         http_server: Any = sys.modules.get("sglang.srt.entrypoints.http_server")
         if http_server is not None:
             http_server._freeze_gc_after_server_warmup = lambda _arguments: None
-        plain(self, KeyGuard(app, key), *args, **kwargs)
+        plain(self, KeyGuard(app, key, open_paths), *args, **kwargs)
 
     uvicorn.Config.__init__ = guarded  # type: ignore[method-assign]
 
@@ -83,23 +90,24 @@ def keep_stores_local() -> None:
         module.TCPStore = LocalStore  # type: ignore[attr-defined]
 
 
-def read_key() -> str:
-    """The key from standard input, which is empty afterwards."""
-    key = sys.stdin.readline().strip()
+def read_key() -> tuple[str, tuple[str, ...]]:
+    """(key, paths that are open without it) from standard input, which is empty afterwards."""
+    key, paths = sys.stdin.readline().strip(), sys.stdin.readline().split()
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    return key
+    return key, tuple(paths)
 
 
 def main(module: str, arguments: list[str]) -> None:
     """Run the module as a program."""
     sys.argv = [module, *arguments]
-    if key := read_key():
+    key, open_paths = read_key()
+    if key:
         if module == _ROUTER:
             sys.argv += ["--api-key", key]  # of this process's memory: the kernel's command line does not change
         else:
-            guard_uvicorn(key)
+            guard_uvicorn(key, open_paths)
     runpy.run_module(module, run_name="__main__")
 
 
