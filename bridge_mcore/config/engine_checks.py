@@ -69,7 +69,7 @@ def _schedule(config: Config, world: int) -> Iterator[str]:
 
 def _servers(config: Config) -> Iterator[str]:
     servers, engine = config.servers, config.rollout.engine
-    yield from _secrets(servers)
+    yield from secret_problems(servers)
     if servers.mode == "external":
         if not servers.urls:
             yield "servers.mode = external needs servers.urls, such as [http://127.0.0.1:30000]"
@@ -120,7 +120,7 @@ def _servers(config: Config) -> Iterator[str]:
         yield "servers of θ̂ (auxiliary_count, auxiliary_urls) are used with auxiliary.rollouts = own only"
 
 
-def _secrets(servers: Servers) -> Iterator[str]:
+def secret_problems(servers: Servers) -> Iterator[str]:
     """Keys and tokens: what a run folder does not keep must be given again."""
     for key, urls in (
         ("urls", servers.urls), ("auxiliary_urls", servers.auxiliary_urls), ("router", [servers.router or ""]),

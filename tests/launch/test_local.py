@@ -128,3 +128,23 @@ with joined_world(setup_device("cpu")):
     ]
     said = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert all("total 3.0" in text for text in said)
+
+
+def test_tokens_of_the_environment_are_written_nowhere(tmp_path: Path) -> None:
+    """A real run of two processes whose servers do not start (their interpreter has no engine), and one that trains:
+    neither their folders nor what they print has a token of the environment, the configuration or a command line."""
+    tokens = {name: f"canary-{name.lower()}" for name in ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "MY_TOKEN")}
+    hidden = ("servers.environment=[MY_TOKEN=canary-x, OTHER=canary-y]", "servers.arguments=[--hf-token, canary-z]")
+    served = (f"servers.python={sys.executable}", "rollout.engine=sglang", "parallel.data=2", "servers.in_flight=4")
+    runs = {
+        "served": start(tmp_path / "served", *hidden, *served, **tokens),
+        "trained": start(tmp_path / "trained", *hidden, "training.steps=2", "optimizer.warmup_steps=1", **tokens),
+    }
+    assert {name: run.wait(timeout=300) for name, run in runs.items()} == {"served": 3, "trained": 0}
+    log = next((tmp_path / "served" / "servers").iterdir()).read_text()
+    assert "--hf-token '<hidden>'" in log and "no such engine" in (tmp_path / "served.out").read_text()
+    assert "OTHER" in (tmp_path / "trained" / "config.yaml").read_text()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        assert b"canary" not in path.read_bytes(), path

@@ -273,9 +273,10 @@ def test_the_router_demands_the_key_and_brings_it(world: object, model: Path, tm
     """SGLang's router before a server: who has no key neither generates nor sees or changes its list of servers."""
     key = secrets.token_urlsafe(32)
     closed: list[tuple[str, str, Any]] = [
-        ("POST", "/generate", {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 1}}), ("GET", "/workers", None),
-        ("POST", "/workers", {"url": "http://127.0.0.1:1"}), ("POST", "/flush_cache", None), ("GET", "/get_loads", None),
-        ("POST", "/v1/completions", {"model": "x", "prompt": "a"}), ("POST", "/wasm", {}),
+        ("POST", "/generate", {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 1}}),
+        ("GET", "/workers", None), ("POST", "/workers", {"url": "http://127.0.0.1:1"}), ("GET", "/get_loads", None),
+        ("POST", "/flush_cache", None), ("POST", "/v1/completions", {"model": "x", "prompt": "a"}),
+        ("POST", "/wasm", {}),
     ]  # fmt: skip
     with real_server(model, tmp_path, key=Key(key, ("/health",))) as server, Http(key) as http:
         # What the router looks at before it sends its key; nothing else of the server is open.
@@ -287,17 +288,12 @@ def test_the_router_demands_the_key_and_brings_it(world: object, model: Path, tm
             assert router.process is not None
             found = asyncio.run(statuses(router.url, closed, {"Authorization": "Bearer wrong"}))
             assert set(found.values()) == {401}, found
-            deadline = time.monotonic() + 60
-            while True:  # it finds its servers in the background
-                try:
-                    asked = server.dialect.generate(
-                        http, router.url, Request(0, (1, 2)), SamplingParams(3), "a", None, 9
-                    )
-                    assert len(http.run(asked)[1].tokens) == 3
-                    break
-                except ServerRefused as error:
-                    assert error.status == 503 and time.monotonic() < deadline, error
-                    time.sleep(0.5)
+            deadline, ready = time.monotonic() + 60, [("GET", "/readiness", None)]
+            while asyncio.run(statuses(router.url, ready, {})) != {"GET /readiness": 200}:  # it looks for its servers
+                assert time.monotonic() < deadline, router.log.read_text()[-3000:]
+                time.sleep(0.2)
+            asked = server.dialect.generate(http, router.url, Request(0, (1, 2)), SamplingParams(3), "a", None, 60)
+            assert len(http.run(asked)[1].tokens) == 3
             assert listening(router.process.pid) and listening_abroad(router.process.pid) == {}
             for process in family(router.process.pid):
                 for name in ("cmdline", "environ"):
