@@ -104,4 +104,57 @@ def test_a_run_says_what_it_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"servers\.environment: MY_TOKEN must be set where the run starts"):
         check_config(config)
     with pytest.raises(ConfigError, match="'' is no name of an environment variable"):
+        load_config(QUICKSTART, ["servers.environment=['=value']"])    environment, arguments = "[FIRST=canary=1, SECOND=canary]", "[--tp, '2', --hf-token, canary]"
+    config = load_config(QUICKSTART, [f"servers.environment={environment}", f"servers.arguments={arguments}"])
+    assert config.servers.environment == ["FIRST=canary=1", "SECOND=canary"]
+    text = dump_config(config)
+    assert (
+        "canary" not in text and "canary" not in config.model_dump_json() and "canary" not in str(config.model_dump())
+    )
+    assert yaml.safe_load(text)["servers"]["environment"] == ["FIRST", "SECOND"]
+    (tmp_path / "config.yaml").write_text(text)
+    again = load_config(tmp_path / "config.yaml")
+    assert dump_config(again) == text
+
+    monkeypatch.setenv("FIRST", "x")
+    monkeypatch.delenv("SECOND", raising=False)
+    problems = list(secret_problems(again.servers))
+    assert len(problems) == 2
+    assert problems[0].startswith("servers.environment: SECOND must be set where the run starts")
+    assert problems[1].startswith("servers.arguments: run folders keep no keys and tokens: give the arguments again")
+    monkeypatch.setenv("SECOND", "y")
+    whole = load_config(tmp_path / "config.yaml", [f"servers.arguments={arguments}"])
+    assert list(secret_problems(whole.servers)) == []
+
+    (tmp_path / "private.yaml").write_text(dump_config(config, secrets=True))
+    assert load_config(tmp_path / "private.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({**EXTERNAL, "urls": ["http://me:canary@host:1"]}, "servers.urls: a URL with a user's name or password"),
+        ({**EXTERNAL, "auxiliary_urls": ["http://canary@h:2"]}, "servers.auxiliary_urls: a URL with"),
+        ({**EXTERNAL, "router": "http://u:canary@r:1"}, "servers.router: a URL with"),
+        ({**EXTERNAL, "key_environment": "GONE"}, "servers.key_environment: GONE is not set"),
+        ({"key_environment": "GONE"}, "servers.key_environment is for external servers"),
+        ({"arguments": ["--api-key", "canary"]}, "servers.arguments: managed servers get the run's own random key"),
+        ({"arguments": ["--admin-api-key=canary"]}, "servers.arguments: managed servers get the run's own random key"),
+    ],
+)  # fmt: skip
+def test_what_would_be_written_or_is_missing_is_refused(
+    settings: dict, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, which does not have the secret itself."""
+    monkeypatch.delenv("GONE", raising=False)
+    (found,) = secret_problems(Servers(**settings))
+    assert found.startswith(problem) and "canary" not in found and "\n" not in found
+
+
+def test_a_run_says_what_it_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MY_TOKEN", raising=False)
+    config = load_config(QUICKSTART, ["rollout.engine=sglang", "servers.environment=[MY_TOKEN]"])
+    with pytest.raises(ConfigError, match=r"servers\.environment: MY_TOKEN must be set where the run starts"):
+        check_config(config)
+    with pytest.raises(ConfigError, match="'' is no name of an environment variable"):
         load_config(QUICKSTART, ["servers.environment=['=value']"])

@@ -12,6 +12,7 @@ loopback only; torch's listens on all interfaces.
 from __future__ import annotations
 
 import hmac
+import importlib.util
 import os
 import runpy
 import socket
@@ -110,6 +111,9 @@ def main(module: str, arguments: list[str]) -> None:
             guard_uvicorn(key, open_paths)
     runpy.run_module(module, run_name="__main__")
 
+
+if __name__ == "__main__" and importlib.util.find_spec(sys.argv[1].partition(".")[0]) is None:
+    raise SystemExit(f"No module named '{sys.argv[1].partition('.')[0]}' in {sys.executable}")
 
 if sys.argv[1:2] != [_ROUTER]:
     keep_stores_local()
