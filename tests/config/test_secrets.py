@@ -48,11 +48,8 @@ def test_a_written_configuration_has_names_only_and_loads_where_they_are_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However it is written: the file of a run, and the JSON that checkpoints and records are made of."""
-    settings = [
-        "servers.environment=[FIRST=canary=1, SECOND=canary]",
-        "servers.arguments=[--tp, 2, --hf-token, canary]",
-    ]
-    config = load_config(QUICKSTART, settings)
+    environment, arguments = "[FIRST=canary=1, SECOND=canary]", "[--tp, '2', --hf-token, canary]"
+    config = load_config(QUICKSTART, [f"servers.environment={environment}", f"servers.arguments={arguments}"])
     assert config.servers.environment == ["FIRST=canary=1", "SECOND=canary"]
     text = dump_config(config)
     assert (
