@@ -264,7 +264,7 @@ def access_key(settings: Servers, control: Control) -> str | None:
     if settings.key_environment is None:
         return None
     key = os.environ.get(settings.key_environment, "").strip()
-    if not key:
+    if not all(control.gather(bool(key))):
         raise ConfigError(f"servers.key_environment: {settings.key_environment} is not set on every host of the run")
     return key
 
