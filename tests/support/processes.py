@@ -35,6 +35,17 @@ def listening_abroad(pid: int) -> dict[str, list[int]]:
     return {address: ports for address, ports in listening(pid).items() if address not in LOOPBACK}
 
 
-def shared_segments() -> set[str]:
-    """Names in /dev/shm."""
-    return {path.name for path in _SHARED.iterdir()}
+def shared_segments(part: str) -> set[str]:
+    """Names in /dev/shm that have this part."""
+    return {path.name for path in _SHARED.iterdir() if part in path.name}
+
+
+def mapped_segments(pid: int) -> set[str]:
+    """Paths in /dev/shm that a family has mapped."""
+    found: set[str] = set()
+    for process in family(pid):
+        try:
+            found |= {m.path for m in process.memory_maps() if m.path.startswith(f"{_SHARED}/")}
+        except psutil.NoSuchProcess:
+            continue
+    return found

@@ -32,7 +32,7 @@ from bridge_mcore.rollout.remote.http import Http
 from bridge_mcore.rollout.remote.process import ServerProcess
 from bridge_mcore.rollout.remote.sglang import SGLang
 from tests.models import save_tiny
-from tests.support.processes import shared_segments
+from tests.support.processes import mapped_segments, shared_segments
 from tests.support.servers import is_gone, launch_options, python_of, server_pid
 
 ROOT = Path(__file__).parents[3]
@@ -236,8 +236,11 @@ def test_real_servers_one_without_a_model_and_one_that_is_killed(fleet_of: Calla
     pid = server_pid(server)
     everyone = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     assert len(everyone) >= 3  # it has a scheduler and a detokenizer
+    segments = mapped_segments(pid)
+    assert any("sglang_loads" in path for path in segments)
     os.kill(pid, signal.SIGKILL)
     until(lambda: all(map(is_gone, everyone)), 10.0)
+    until(lambda: not any(map(os.path.exists, segments)), 10.0)
     until(fleet.dead, 10.0)
     assert fleet.check() == {url: "sglang server 0 was killed by SIGKILL"}
     # Nobody listens there any more, so that a new attempt may begin; the first one's words are not shown again.
@@ -269,20 +272,20 @@ time.sleep(300)
 """
     trainer = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
-        before = shared_segments()
         pids = [int(trainer.stdout.readline()) for _ in range(2)]
         for temper in ("polite", "stubborn"):
             log = tmp_path / temper
             until(lambda log=log: "mapped" in log.read_text() and "pids" in log.read_text())
             pids += map(int, re.search(r"pids (\d+) (\d+)", log.read_text()).groups())
         assert len(pids) == 6 and not any(map(is_gone, pids))
+        assert sum(len(shared_segments(f"test-{pid}-")) for pid in pids) == 4
     finally:
         trainer.kill()
         trainer.wait()
         trainer.stdout.close()
     # 5 s of grace for the stubborn one, and what a busy machine takes
     until(lambda: all(map(is_gone, pids)), 15.0)
-    until(lambda: shared_segments() <= before, 5.0)
+    until(lambda: not any(shared_segments(f"test-{pid}-") for pid in pids), 5.0)
 
 
 def test_a_guard_whose_trainer_is_gone_already_starts_nothing(tmp_path: Path) -> None:
@@ -321,13 +324,12 @@ mine, ours = share(f"test-{os.getpid()}-mine"), share(f"test-{os.getpid()}-ours"
 @pytest.mark.parametrize("death", ["regular", "server", "guard", "guard and server at once"])
 def test_nothing_of_a_server_stays_in_shared_memory(made: Callable, death: str) -> None:
     """However it ends; what another process has too is that process's."""
-    before = shared_segments()
     server = made(SHARING)
     server.start()
     until(lambda: {"mapped", "pids"} <= {*server.last_lines().split()})
     pid = server_pid(server)
     names = {f"test-{pid}-mine", f"test-{pid}-ours"}
-    assert shared_segments() - before == names
+    assert shared_segments(f"test-{pid}-") == names
     server.note_segments()
     with open(f"/dev/shm/test-{pid}-mine", "r+b") as file, mmap.mmap(file.fileno(), 0) if death == "server" else file:
         if death == "regular":
@@ -340,7 +342,7 @@ def test_nothing_of_a_server_stays_in_shared_memory(made: Callable, death: str) 
             server.process.kill()
         until(lambda: server.exit_code() is not None)
         left = {f"test-{pid}-mine"} if death == "server" else set()
-        until(lambda: shared_segments() - before == left, 5.0)
+        until(lambda: shared_segments(f"test-{pid}-") == left, 5.0)
     for name in left:
         os.unlink(f"/dev/shm/{name}")
 

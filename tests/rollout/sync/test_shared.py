@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from bridge_mcore.rollout.sync.shared import buffer_path, file_buffer, release_path, shared_buffer
-from tests.support.processes import shared_segments
+from tests.support.processes import mapped_segments, shared_segments
 from tests.support.servers import ROOT
 
 #: Makes a buffer of a kind, says where it is and how many bytes lie in it, and waits to be killed.
@@ -50,17 +50,16 @@ def owner(kind: str) -> tuple[subprocess.Popen[str], int, str]:
 
 
 def test_a_buffer_for_vllm_has_no_name_and_dies_with_its_owner() -> None:
-    before = shared_segments()
     process, _, path = owner("file_buffer")
     try:
         assert path.startswith(f"/proc/{process.pid}/fd/")
-        assert shared_segments() == before
+        assert mapped_segments(process.pid) == set()
         mapped = torch.from_file(path, shared=False, size=4096, dtype=torch.uint8)  # as the worker does
         assert int(mapped.sum()) == 7 * 4096
     finally:
         process.kill()
         process.wait()
-    assert not os.path.exists(path) and shared_segments() == before
+    assert not os.path.exists(path)
     assert int(mapped.sum()) == 7 * 4096  # who has it open keeps it
 
 
@@ -78,12 +77,11 @@ def test_a_buffer_that_is_released_cannot_be_opened() -> None:
 def test_a_buffer_for_sglang_is_private_and_dies_with_its_owner() -> None:
     """torch's segment: for this user only, under a name of its own each time, removed by torch's manager after SIGKILL;
     the manager, which outlives the trainer for a moment, has none of the trainer's sockets."""
-    before = shared_segments()
     names = []
     for _ in range(2):
         process, port, _ = owner("shared_buffer")
         try:
-            (name,) = shared_segments() - before
+            (name,) = shared_segments(f"torch_{process.pid}_")
             names.append(name)
             found = Path("/dev/shm", name).stat()
             assert stat.S_IMODE(found.st_mode) == 0o600 and found.st_uid == os.getuid()
@@ -93,7 +91,7 @@ def test_a_buffer_for_sglang_is_private_and_dies_with_its_owner() -> None:
         finally:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
-        until(lambda name=name: name not in shared_segments())
+        until(lambda name=name: not shared_segments(name))
     middles = [name.split("_")[2] for name in names]
     assert len(set(middles)) == 2 and all(name.startswith("torch_") for name in names)
 
