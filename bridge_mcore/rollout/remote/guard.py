@@ -59,11 +59,15 @@ def segments(pids: list[int]) -> set[str]:
 def end_session(session: int, known: set[str]) -> None:
     """Kill the processes of a session and remove the segments that they have, or had (`known`), in /dev/shm and that no
     other process has."""
-    pids = members(session)
-    found = known | segments(pids)
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+    pids: set[int] = set()
+    found = set(known)
+    for _ in range(2):  # what one has started while the list was made is on the next
+        present = members(session)
+        found |= segments(present)
+        pids.update(present)
+        for pid in present:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
     if found:
         for path in found - segments([pid for pid in _processes() if pid not in pids]):
             with contextlib.suppress(OSError):  # it has gone by itself
