@@ -260,9 +260,9 @@ def _suite(suite: str | None, data: str | None, only: str | None) -> tuple[Suite
 
 def _servers(engine: str, urls: list[str], settings: list[str]) -> Servers:
     """The section `servers` that the options describe, checked as in a configuration."""
-    from bridge_mcore.config.engine_checks import is_url, unreachable
+    from bridge_mcore.config.engine_checks import is_url, secret_problems, unreachable
     from bridge_mcore.config.json_file import one_line
-    from bridge_mcore.config.load import load_values
+    from bridge_mcore.config.load import load_values, raise_problems
     from bridge_mcore.config.schema import Config
 
     if settings and engine == "embedded":
@@ -282,6 +282,7 @@ def _servers(engine: str, urls: list[str], settings: list[str]) -> Servers:
         raise ConfigError("--server mode=external needs --url, of the servers that run already")
     if urls:
         servers = servers.model_copy(update={"mode": "external", "urls": urls})
+    raise_problems([*secret_problems(servers)], "this evaluation cannot run")
     return servers
 
 

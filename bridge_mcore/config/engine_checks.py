@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from bridge_mcore.config.data_checks import evaluates, uses_rl
-from bridge_mcore.config.engines import default_python
+from bridge_mcore.config.engines import Servers, default_python
 from bridge_mcore.config.json_file import one_line
 from bridge_mcore.config.parallel import data_size
 from bridge_mcore.config.schema import Config
+from bridge_mcore.config.secrets import HIDDEN, has_password, unset_names
+
+_KEYS = ("--api-key", "--admin-api-key")
 
 
 def engine_problems(config: Config, world: int) -> Iterator[str]:
@@ -87,6 +91,7 @@ def _schedule(config: Config, world: int) -> Iterator[str]:
 
 def _servers(config: Config) -> Iterator[str]:
     servers, engine = config.servers, config.rollout.engine
+    yield from secret_problems(servers)
     if servers.mode == "external":
         if not servers.urls:
             yield "servers.mode = external needs servers.urls, such as [http://127.0.0.1:30000]"
@@ -134,6 +139,35 @@ def _servers(config: Config) -> Iterator[str]:
     own = config.method.name == "bridge" and config.auxiliary.rollouts == "own"
     if (servers.auxiliary_count or servers.auxiliary_urls) and not own:
         yield "servers of θ̂ (auxiliary_count, auxiliary_urls) are used with auxiliary.rollouts = own only"
+
+
+def secret_problems(servers: Servers) -> Iterator[str]:
+    """Keys and tokens: what a run folder does not keep must be given again."""
+    for key, urls in (
+        ("urls", servers.urls), ("auxiliary_urls", servers.auxiliary_urls), ("router", [servers.router or ""]),
+    ):  # fmt: skip
+        if any(has_password(url) for url in urls):
+            yield (
+                f"servers.{key}: a URL with a user's name or password would be written into the run's folder: set "
+                "servers.key_environment to the environment variable that holds the servers' key"
+            )
+    if servers.key_environment is not None:
+        if servers.mode == "managed":
+            yield "servers.key_environment is for external servers: each run makes a random key for managed ones"
+        elif not os.environ.get(servers.key_environment):
+            yield (
+                f"servers.key_environment: {servers.key_environment} is not set: export the servers' key in it "
+                "(the key itself does not belong into the configuration)"
+            )
+    if missing := unset_names(servers.environment):
+        yield (
+            f"servers.environment: {', '.join(missing)} must be set where the run starts, or be given as NAME=VALUE: "
+            "run folders keep no values"
+        )
+    if HIDDEN in " ".join(servers.arguments):
+        yield "servers.arguments: run folders keep no keys and tokens: give the arguments again, with their values"
+    if servers.mode == "managed" and any(a.partition("=")[0] in _KEYS for a in servers.arguments):
+        yield "servers.arguments: managed servers get the run's own random key: remove --api-key and --admin-api-key"
 
 
 def _sync(config: Config) -> Iterator[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, FieldSerializationInfo, field_serializer, field_validator
 
+from bridge_mcore.config.secrets import REVEALED, hide_arguments, hide_values
 from bridge_mcore.config.types import (
     Allowed,
     Count,
+    Name,
     NonNegativeInt,
     PositiveFloat,
     Probability,
@@ -90,7 +92,16 @@ class Servers(Section):
         None, description="share of device memory for weights and cache (default: the engine's own)"
     )
     arguments: list[Text] = Field([], description="managed: more arguments of the server's command line")
-    environment: list[Text] = Field([], description="managed: environment variables of the servers, NAME=VALUE each")
+    environment: list[Text] = Field(
+        [],
+        description="managed: environment variables of the servers, NAME=VALUE each; NAME alone: it must be set where "
+        "the run starts. Run folders keep the names only",
+    )
+    key_environment: Name | None = Field(
+        None,
+        description="external: name of the environment variable that holds the servers' key, sent with every request "
+        "(Authorization: Bearer); managed ones get a random key",
+    )
     in_flight: Count = Field(256, description="requests that one server works on at once, over all trainers")
     request_seconds: Seconds = Field(1800.0, description="time limit of one answer")
     start_seconds: Seconds = Field(1200.0, description="time limit of a server's start, or of its coming back")
@@ -102,9 +113,18 @@ class Servers(Section):
     @classmethod
     def _assignments(cls, value: list[str]) -> list[str]:
         for entry in value:
-            if "=" not in entry[1:]:
-                raise ValueError(f"'{entry}' is no NAME=VALUE")
+            name = entry.partition("=")[0]
+            if not name or any(c.isspace() for c in name):
+                raise ValueError(f"'{name}' is no name of an environment variable: give NAME=VALUE")
         return value
+
+    @field_serializer("environment")
+    def _names_only(self, value: list[str], info: FieldSerializationInfo) -> list[str]:
+        return value if info.context == REVEALED else hide_values(value)
+
+    @field_serializer("arguments")
+    def _no_secrets(self, value: list[str], info: FieldSerializationInfo) -> list[str]:
+        return value if info.context == REVEALED else hide_arguments(value)
 
 
 class Sync(Section):

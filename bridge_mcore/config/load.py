@@ -31,6 +31,7 @@ from bridge_mcore.config.keys import (
     suggestion,
 )
 from bridge_mcore.config.schema import Config
+from bridge_mcore.config.secrets import REVEALED
 from bridge_mcore.config.types import Section
 from bridge_mcore.config.yaml_source import UNREADABLE, Source, dump_yaml, parse_value, read_yaml
 from bridge_mcore.errors import ConfigError
@@ -94,9 +95,12 @@ def raise_problems(problems: Sequence[str], heading: str) -> None:
         raise ConfigError("\n".join(lines))
 
 
-def dump_config(config: BaseModel) -> str:
-    """The whole configuration, defaults included, as YAML in the schema's order; loads back to an equal one."""
-    return dump_yaml(config.model_dump(mode="json"))
+def dump_config(config: BaseModel, *, secrets: bool = False) -> str:
+    """The whole configuration, defaults included, as YAML in the schema's order; loads back to an equal one.
+
+    secrets: with the values of `config.secrets`, for a file that only the run's own processes can read.
+    """
+    return dump_yaml(config.model_dump(mode="json", context=REVEALED if secrets else None))
 
 
 # --- overrides -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from bridge_mcore.config.parallel import world_size
 from bridge_mcore.config.replay import ReplayOptions
 from bridge_mcore.config.schema import Config, Parallel
 from bridge_mcore.errors import BridgeError
-from bridge_mcore.platform.ranks import free_port, joined
+from bridge_mcore.platform.ranks import RENDEZVOUS, joined
 from bridge_mcore.selftest.options import SelftestOptions
 from bridge_mcore.selftest.results import is_finished, read_lost, show_lost
 
@@ -40,13 +40,13 @@ def launch(count: int, arguments: list[str], threads: int) -> None:
     where they wait for each other in vain. When one rank fails the others are ended.
     Raises BridgeError with the first failing rank's exit code.
     """
-    environment = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(count),
-        "OMP_NUM_THREADS": str(threads),
-    }
+    with tempfile.TemporaryDirectory(prefix="bridge-") as directory:  # for this user only
+        _launch(count, arguments, {RENDEZVOUS: str(Path(directory) / "rendezvous"), "OMP_NUM_THREADS": str(threads)})
+
+
+def _launch(count: int, arguments: list[str], variables: dict[str, str]) -> None:
+    """See `launch`. variables: of the ranks' environment."""
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": str(count), **variables}
     command = [sys.executable, "-m", "bridge_mcore.launch.worker", *arguments]
     ranks = [
         subprocess.Popen(
@@ -126,9 +126,10 @@ def run_training(config: Config) -> None:
 
         train(config)
         return
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(prefix="bridge-") as directory:
         path = Path(directory) / "config.yaml"
-        path.write_text(dump_config(config))
+        with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(dump_config(config, secrets=True))
         launch(world_size(config.parallel), ["train", str(path)], config.run.threads)
 
 

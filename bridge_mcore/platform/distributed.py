@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,7 +20,7 @@ from bridge_mcore.config.parallel import world_problems
 from bridge_mcore.config.schema import Parallel
 from bridge_mcore.errors import BridgeError, ConfigError
 from bridge_mcore.platform.device import Platform
-from bridge_mcore.platform.ranks import joined
+from bridge_mcore.platform.ranks import RENDEZVOUS, gloo_interface, joined
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,28 @@ def process_groups(platform: Platform, parallel: Parallel, seed: int, timeout_s:
 
 @contextmanager
 def joined_world(platform: Platform, timeout_s: float = 600.0, alone: bool = False) -> Iterator[None]:
-    """torch.distributed of all ranks that were started; `alone`: of this process only, whatever was started."""
+    """torch.distributed of all ranks that were started; `alone`: of this process only, whatever was started.
+
+    Ranks of `launch.local` meet in a file of their user's and have their sockets on loopback; those of torchrun meet in
+    its store.
+    """
     device = platform.device if platform.kind != "cpu" else None
     # A world of one needs neither a port nor an environment, and leaves none to its child processes.
     single = alone or not joined()
-    how: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if single else {}
-    dist.init_process_group(platform.backend, timeout=timedelta(seconds=timeout_s), device_id=device, **how)
+    file = os.environ.get(RENDEZVOUS)
+    how: dict[str, Any] = {}
+    if single:
+        how = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    elif file is not None:
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        how = {"store": dist.FileStore(file, world), "rank": rank, "world_size": world}
+    with gloo_interface(True) if how else nullcontext():
+        dist.init_process_group(platform.backend, timeout=timedelta(seconds=timeout_s), device_id=device, **how)
+        yield from _until_end(single)
+
+
+def _until_end(single: bool) -> Iterator[None]:
+    """The life of the joined world; what ends it is marked if another rank has said it."""
     try:
         yield
     except BridgeError as error:

@@ -6,9 +6,14 @@ import os
 import re
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 #: Memory sizes, GiB, are rounded to these steps: drivers keep some for themselves, not equally much on every node.
 _MEMORY_STEP = 8
+_GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+#: Environment variable of ranks that `launch.local` started: the file by which they find each other.
+RENDEZVOUS = "BRIDGE_RENDEZVOUS"
 
 
 def free_port() -> int:
@@ -16,6 +21,34 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def loopback_interface() -> str | None:
+    """Name of the loopback interface; None where there is none."""
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in ("lo", "lo0") if name in names), None)
+
+
+@contextmanager
+def gloo_interface(local: bool) -> Iterator[None]:
+    """Process groups of gloo that are made here have their sockets on loopback, if all members are on this host; else
+    where the environment or the host's name says, but not on loopback."""
+    before, loopback = os.environ.get(_GLOO_INTERFACE), loopback_interface()
+    if local and loopback is not None:
+        os.environ[_GLOO_INTERFACE] = loopback
+    elif not local and before == loopback:
+        os.environ.pop(_GLOO_INTERFACE, None)
+    try:
+        yield
+    finally:
+        os.environ.pop(_GLOO_INTERFACE, None)
+        if before is not None:
+            os.environ[_GLOO_INTERFACE] = before
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only processes of this host reach an address."""
+    return host in ("127.0.0.1", "localhost", "::1")
 
 
 def own_address() -> str:

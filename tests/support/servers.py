@@ -20,7 +20,7 @@ from bridge_mcore.platform.ranks import free_port
 from bridge_mcore.rollout.remote.build import DIALECTS
 from bridge_mcore.rollout.remote.dialect import LaunchOptions
 from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
-from bridge_mcore.rollout.remote.process import ServerProcess
+from bridge_mcore.rollout.remote.process import Key, ServerProcess
 
 ROOT = Path(__file__).parents[2]
 _START_S = 120.0
@@ -50,14 +50,18 @@ def launch_options(model: Path, engine: str = "sglang", **options: Any) -> Launc
 
 
 @contextmanager
-def real_server(model: Path, directory: Path, engine: str = "sglang", **options: Any) -> Iterator[ServerProcess]:
+def real_server(
+    model: Path, directory: Path, engine: str = "sglang", key: Key | None = None, **options: Any
+) -> Iterator[ServerProcess]:
     """A real server of `model` (an HF directory) that is ready to generate, and is ended afterwards.
 
-    options: of LaunchOptions, for instance context, in_flight, lora_rank, lora_targets. Its log is in `directory`.
+    key: that it demands. options: of LaunchOptions, for instance context, in_flight, lora_rank, lora_targets. Its log
+    is in `directory`.
     """
     dialect = DIALECTS[engine]()
     chosen = launch_options(model, engine, **options)
-    server = ServerProcess(f"{engine} server", dialect, chosen, directory / f"{engine}-{chosen.port}.log", None, [])
+    log = directory / f"{engine}-{chosen.port}.log"
+    server = ServerProcess(f"{engine} server", dialect, chosen, log, None, [], key)
     server.start()
     try:
         wait_ready(server)
@@ -70,7 +74,7 @@ def wait_ready(server: ServerProcess, seconds: float = _START_S) -> None:
     """Return when it generates; AssertionError with the end of its log if it does not."""
     deadline = time.monotonic() + seconds
     problem = ""
-    with Http() as http:
+    with Http(None if server.key is None else server.key.text) as http:
         while time.monotonic() < deadline:
             assert server.exit_code() is None, f"{server.describe_exit()}\n{server.last_lines(40)}"
             try:

@@ -21,7 +21,7 @@ from bridge_mcore.rollout.remote.control import Control
 from bridge_mcore.rollout.remote.dialect import Dialect, LaunchOptions
 from bridge_mcore.rollout.remote.dispatch import Dispatcher, Limits
 from bridge_mcore.rollout.remote.engine import RemoteEngine
-from bridge_mcore.rollout.remote.fleet import Fleet, find_python
+from bridge_mcore.rollout.remote.fleet import Fleet, access_key, find_python
 from bridge_mcore.rollout.remote.http import Http
 from bridge_mcore.rollout.remote.router import Router
 from bridge_mcore.rollout.remote.sglang import SGLang
@@ -47,10 +47,10 @@ class EngineRoom:
     ) -> None:  # fmt: skip
         """source: HF directory that servers start from. context: tokens of prompt and response."""
         self.config, self.platform, self.layout, self.source = config, platform, layout, source
-        self.http = Http()
+        self.control = Control()
+        self.http = Http(access_key(config.servers, self.control))
         self.dialect: Dialect = DIALECTS[config.rollout.engine]()
         self.shape, self.context = shape, min(context, shape.max_positions - self.dialect.reserve)
-        self.control = Control()
         self.router: Router | None = None
         servers = config.servers
         colocated = servers.colocated

@@ -15,8 +15,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bridge_mcore.platform.ranks import is_loopback, loopback_interface
 from bridge_mcore.rollout.engine import Request, SamplingParams
 from bridge_mcore.rollout.remote.http import Http
+
+_ENTRY = Path(__file__).parent / "entry" / "bridge_entry.py"
+
+
+def entry_command(python: Path, module: str) -> list[str]:
+    """The beginning of the command line that runs an engine's module behind the run's key."""
+    return [str(python), str(_ENTRY), module]
+
+
+def local_environment(host: str) -> dict[str, str]:
+    """Environment variables of a server that listens on loopback: its processes' sockets are there too."""
+    if not is_loopback(host):
+        return {}
+    found = {"VLLM_HOST_IP": host, "SGLANG_HOST_IP": host}
+    interface = loopback_interface()
+    return found if interface is None else found | {"GLOO_SOCKET_IFNAME": interface}
 
 
 class GarbageAnswer(Exception):

@@ -234,6 +234,8 @@ class Dispatcher:
                 await self.dialect.healthy(self.http, url, max(deadline - time.monotonic(), 0.1))
                 return True
             except (ServerLost, ServerRefused) as error:
+                if isinstance(error, ServerRefused) and error.status < 500:
+                    return True  # it lives; SGLang's router does not know every path
                 reason = str(error)
                 if "Connect call failed" in reason or "Cannot connect" in reason:
                     break  # nobody listens

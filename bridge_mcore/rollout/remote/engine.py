@@ -57,6 +57,7 @@ class RemoteEngine:
         self._held: dict[str, str] = {}
         self._versions: dict[str, int] = {}
         self._resting = False
+        self._seconds_confirm = 0.0
         #: servers whose generation is held
         self._paused: set[str] = set()
         #: called with (answers finished, answers asked for, tokens so far); for progress
@@ -209,8 +210,8 @@ class RemoteEngine:
         """Wait until `finished` holds for the answers of this replica, and take those that `choose` names. Collective.
 
         Both are called on leaders only. version: of the live weights, which servers get that are lost meanwhile.
-        Raises TrainingError for an answer that is wrong, with the request saved, and EngineLost when servers are lost
-        too often.
+        Raises TrainingError for an answer that is wrong, with the request saved, EngineLost when servers are lost too
+        often, and WeightsReplaced if a server does not hold the weights any more that were sent.
         """
         while True:
             ok, fatal = True, None
@@ -227,7 +228,12 @@ class RemoteEngine:
         taken: list[Rollout] = []
         if self.dispatcher is not None:
             taken = self.dispatcher.take(choose(self.dispatcher.done))
-        return self.control.replica(taken)
+        taken = self.control.replica(taken)
+        began = time.perf_counter()
+        lost = self.dispatcher.lost if self.dispatcher is not None else {}
+        self.delivery.confirm([url for url in self.fleet.urls if url not in lost])
+        self._seconds_confirm += time.perf_counter() - began
+        return taken
 
     def _recover(self, version: int) -> None:
         """Have lost servers back, with the live weights; what the others work on goes on."""
@@ -265,7 +271,13 @@ class RemoteEngine:
             "rollouts_retried": float(sum(p.retried for p in parts)),
             "rollouts_stale": float(sum(p.stale for p in parts)),
             "server_losses": float(self.fleet.restarts),
+            "seconds_confirm": self._taken_seconds(),
         }
+
+    def _taken_seconds(self) -> float:
+        """Seconds in which servers confirmed their weights, since the last call."""
+        seconds, self._seconds_confirm = self._seconds_confirm, 0.0
+        return seconds
 
     def close(self) -> None:
         """Stop asking, and end managed servers. Not collective."""

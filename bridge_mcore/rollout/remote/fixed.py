@@ -16,7 +16,7 @@ from bridge_mcore.rollout.remote.build import DIALECTS
 from bridge_mcore.rollout.remote.control import Control
 from bridge_mcore.rollout.remote.dialect import Dialect, GarbageAnswer, LaunchOptions
 from bridge_mcore.rollout.remote.dispatch import Dispatcher, Limits
-from bridge_mcore.rollout.remote.fleet import Fleet, find_python
+from bridge_mcore.rollout.remote.fleet import Fleet, access_key, find_python
 from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
 
 #: Answers that come within so many seconds are handed on together.
@@ -107,10 +107,10 @@ def serve(
     Raises:
         TrainingError: with a server's last words, if one does not start.
     """
-    http = Http()
+    control = Control()
+    http = Http(access_key(servers, control))
     try:
         dialect: Dialect = DIALECTS[engine]()
-        control = Control()
         options = LaunchOptions(
             python=find_python(engine, servers) if servers.mode == "managed" else Path("python"),
             model=model.absolute(), dtype=dtype, device=platform.kind, host="", port=0, tensor=servers.tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import time
@@ -11,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from bridge_mcore.config.engines import Servers, default_python
-from bridge_mcore.errors import RunStopped, TrainingError
+from bridge_mcore.errors import ConfigError, RunStopped, TrainingError
 from bridge_mcore.monitoring.progress import say
 from bridge_mcore.platform.ranks import free_port, gpu_memories, own_address
 from bridge_mcore.rollout.remote.control import Control
 from bridge_mcore.rollout.remote.dialect import Dialect, LaunchOptions
 from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
-from bridge_mcore.rollout.remote.process import ServerProcess
+from bridge_mcore.rollout.remote.process import Key, ServerProcess
 
 _SAY_EVERY_S = 15.0
 
@@ -54,6 +55,8 @@ class Fleet:
         one_host = len(set(names)) == 1
         first_here = names.index(names[control.rank]) == control.rank
         host = "127.0.0.1" if one_host else own_address()
+        # SGLang's router sends its key with every request but those by which it looks whether a server lives.
+        key = Key(http.key, ("/health",) if settings.router is not None else ()) if http.key is not None else None
 
         def prepare() -> None:
             # The first rank of each host starts and watches that host's servers.
@@ -65,7 +68,7 @@ class Fleet:
                     devices = None  # it is told the first of them
                 name = f"{dialect.name} server {i}" + ("" if one_host else f" on {names[control.rank]}")
                 log = logs / f"{dialect.name}-{control.rank}-{i}.log"
-                server = ServerProcess(name, dialect, place, log, devices, settings.environment)
+                server = ServerProcess(name, dialect, place, log, devices, settings.environment, key)
                 self.owned[server.url] = server
 
         self._together(prepare)
@@ -128,6 +131,8 @@ class Fleet:
                     if server is None:  # a trainer that was killed may have left it paused
                         self.http.run(self.dialect.resume(self.http, url, 20.0))
                     self.http.run(self.dialect.ready(self.http, url, 20.0))
+                    if server is not None and server.key is not None:
+                        self._check_guarded(server)
                 except (ServerLost, ServerRefused) as error:
                     if time.monotonic() - began > self.settings.start_seconds:
                         what = server.name if server is not None else url
@@ -138,6 +143,7 @@ class Fleet:
                     continue
                 waiting.remove(url)
                 if server is not None:
+                    server.note_segments()
                     say(f"· {server.name} is ready at {url} after {time.monotonic() - server.started:.0f} s")
             if waiting:
                 if time.monotonic() - said > _SAY_EVERY_S:
@@ -145,6 +151,14 @@ class Fleet:
                     names, most = ", ".join(self._name(u) for u in waiting), self.settings.start_seconds
                     say(f"· waiting for {names}: {said - began:.0f} s of at most {most:g} s (servers.start_seconds)")
                 time.sleep(0.25)
+
+    def _check_guarded(self, server: ServerProcess) -> None:
+        """Raises TrainingError if a server lets somebody without the run's key in."""
+        if not self.http.run(self.http.refuses_strangers(server.url, 20.0)):
+            raise TrainingError(
+                f"{server.name} answers without the run's key: remove what has it serve in another way "
+                "(servers.arguments, servers.environment)"
+            )
 
     def _name(self, url: str) -> str:
         return self.owned[url].name if url in self.owned else url
@@ -241,6 +255,19 @@ class Fleet:
             server.ask_to_end()
         for server in self.owned.values():
             server.close()
+
+
+def access_key(settings: Servers, control: Control) -> str | None:
+    """What all that is asked of the servers must bring: managed ones get a random key, the same on all ranks, that of
+    external ones is in the environment. Collective. Raises ConfigError if it is not there."""
+    if settings.mode == "managed":
+        return control.gather(secrets.token_urlsafe(32))[0]
+    if settings.key_environment is None:
+        return None
+    key = os.environ.get(settings.key_environment, "").strip()
+    if not all(control.gather(bool(key))):
+        raise ConfigError(f"servers.key_environment: {settings.key_environment} is not set on every host of the run")
+    return key
 
 
 def find_python(engine: str, settings: Servers) -> Path:

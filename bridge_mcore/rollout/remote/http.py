@@ -34,7 +34,9 @@ class Http:
     manager; connections are unbounded here, because callers bound what they have in flight.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, key: str | None = None) -> None:
+        """key: sent with every request, for servers that demand one."""
+        self.key = key
         self.loop = asyncio.new_event_loop()
         self._session: aiohttp.ClientSession | None = None
         self._thread = threading.Thread(target=self.loop.run_forever, name="rollout http", daemon=True)
@@ -52,7 +54,9 @@ class Http:
         if self._session is None:
             # Idle connections end before a server's own keep-alive limit (uvicorn: 5 s) closes them under a request.
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+            headers = None if self.key is None else {"Authorization": f"Bearer {self.key}"}
+            timeout = aiohttp.ClientTimeout(total=None)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers)
         return self._session
 
     async def ask(
@@ -86,6 +90,14 @@ class Http:
     async def get(self, url: str, *, seconds: float) -> Any:
         """GET; see `ask`."""
         return await self.ask("GET", url, seconds=seconds)
+
+    async def refuses_strangers(self, url: str, seconds: float) -> bool:
+        """Whether the server at `url` refuses a wrong key. Raises ServerLost if it does not answer."""
+        try:
+            await self.ask("GET", url, seconds=seconds, headers={"Authorization": "Bearer none"})
+        except ServerRefused as error:
+            return error.status == 401
+        return False
 
     def close(self) -> None:
         """Close all connections and end the thread; what still runs is cancelled."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -12,10 +13,14 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from bridge_mcore.config.secrets import given_values, hide_arguments
 from bridge_mcore.errors import TrainingError
+from bridge_mcore.platform.ranks import RENDEZVOUS
+from bridge_mcore.rollout.remote import guard
 from bridge_mcore.rollout.remote.dialect import Dialect, LaunchOptions
 
 #: (pattern in the log, what it means and how to mend it)
@@ -36,11 +41,18 @@ _KNOWN = (
     (r"unrecognized arguments", "servers.arguments has one that this version does not know"),
 )  # fmt: skip
 
-_GUARD = Path(__file__).with_name("guard.py")
 _WORLD = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
-    "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT",
+    "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", RENDEZVOUS,
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a server demands with every request, but for reading `open_paths`. Not shown."""
+
+    text: str = field(repr=False)
+    open_paths: tuple[str, ...] = ()
 
 
 class ServerProcess:
@@ -54,12 +66,16 @@ class ServerProcess:
         log: Path,
         devices: list[int] | None,
         extra: list[str],
+        key: Key | None = None,
     ) -> None:
-        """devices: GPUs it may see; None: all. extra: environment variables, NAME=VALUE."""
+        """devices: GPUs it may see; None: all. extra: environment variables, NAME=VALUE (NAME alone: the trainer's).
+        key: what it is to demand with every request."""
         self.name, self.dialect, self.options, self.log = name, dialect, options, log
-        self.devices, self.extra = devices, extra
+        self.devices, self.extra, self.key = devices, extra, key
         self.process: subprocess.Popen | None = None
         self.started = 0.0
+        self._segments: set[str] = set()  # what the present attempt has in /dev/shm, as far as known
+        self._is_swept = False
         self._end_of_log = 0  # where the present attempt's log begins
 
     @property
@@ -79,7 +95,7 @@ class ServerProcess:
                     f"{self.name} cannot listen on {self.url}: {error.strerror}; set servers.port to another port"
                 ) from error
         command, environment = self.dialect.command(self.options)
-        everything = {**os.environ, **environment, **dict(entry.split("=", 1) for entry in self.extra)}
+        everything = {**os.environ, **environment, **given_values(self.extra)}
         for variable in list(everything):  # the trainer's world is none of the server's
             if variable in _WORLD or variable.startswith("TORCHELASTIC_"):
                 del everything[variable]
@@ -94,18 +110,30 @@ class ServerProcess:
             )
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
-            log.write(f"\n== {time.strftime('%F %T')} {' '.join(command)}\n".encode())
+            log.write(f"\n== {time.strftime('%F %T')} {shlex.join(hide_arguments(command))}\n".encode())
             log.flush()
             self._end_of_log = log.tell()
+            self._segments, self._is_swept = set(), False
             try:
-                self.process = start_guarded(command, everything, log)
+                self.process = start_guarded(command, everything, log, self.key)
             except OSError as error:
                 raise TrainingError(f"{self.name} cannot be started: {error}") from error
         self.started = time.monotonic()
 
+    def note_segments(self) -> None:
+        """Remember what its processes have in /dev/shm: should the guard be killed, nobody else knows it."""
+        if self.process is not None:
+            self._segments |= guard.segments(guard.members(self.process.pid))
+
     def exit_code(self) -> int | None:
         """How it ended; None while it runs."""
-        return -1 if self.process is None else self.process.poll()
+        if self.process is None:
+            return -1
+        code = self.process.poll()
+        if code is not None and code < 0 and not self._is_swept:  # the guard was killed and could do nothing
+            self._is_swept = True
+            guard.end_session(self.process.pid, self._segments)
+        return code
 
     def ends_within(self, seconds: float) -> bool:
         """Whether it has ended, or does so in this time: a connection breaks before the exit code is there."""
@@ -150,26 +178,35 @@ class ServerProcess:
 
     def close(self) -> None:
         """As `ask_to_end`, and wait until it has ended."""
-        if self.process is None or self.process.poll() is not None:
+        if self.exit_code() is not None:
             return
+        assert self.process is not None
         self.ask_to_end()
         try:
             self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self.process.kill()  # the kernel kills the server when its guard is gone
             self.process.wait()
+            self.exit_code()
 
 
-def start_guarded(command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen:
-    """Start a server under `guard`, which ends it with all it started when the trainer dies."""
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *command],
+def start_guarded(
+    command: list[str], environment: dict[str, str], log: IO[bytes], key: Key | None = None
+) -> subprocess.Popen:
+    """Start a server under `guard`, which ends it with all it started when the trainer dies. It finds `key` on its
+    standard input: a command line, an environment and a file can be read by others, and are inherited."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command],
         env=environment,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin as pipe:  # it may have ended already
+        pipe.write(f"{key.text}\n{' '.join(key.open_paths)}\n".encode() if key is not None else b"\n\n")
+    return process
 
 
 def _readable(line: bytes, width: int = 220) -> str:

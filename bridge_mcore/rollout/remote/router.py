@@ -11,9 +11,10 @@ from pathlib import Path
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.platform.ranks import free_port
 from bridge_mcore.rollout.remote.control import Control
+from bridge_mcore.rollout.remote.dialect import entry_command
 from bridge_mcore.rollout.remote.fleet import EngineLost, Fleet
 from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
-from bridge_mcore.rollout.remote.process import start_guarded
+from bridge_mcore.rollout.remote.process import Key, start_guarded
 
 _START_S = 120.0
 
@@ -42,13 +43,14 @@ class Router:
         if self.control.is_main:
             if self.managed and (self.process is None or self.process.poll() is not None):
                 command = [
-                    str(self.python), "-m", "sglang_router.launch_router", "--host", self.host,
+                    *entry_command(self.python, "sglang_router.launch_router"), "--host", self.host,
                     "--port", self.url.rpartition(":")[2], "--worker-urls", *self.urls,
-                    "--prometheus-port", str(free_port()),
+                    "--prometheus-port", str(free_port()), "--prometheus-host", "127.0.0.1",
                 ]  # fmt: skip
                 self.log.parent.mkdir(parents=True, exist_ok=True)
+                key = None if self.http.key is None else Key(self.http.key)
                 with open(self.log, "ab") as out:
-                    self.process = start_guarded(command, dict(os.environ), out)
+                    self.process = start_guarded(command, dict(os.environ), out, key)
             problem = self._wait()
         problem = next((text for text in self.control.gather(problem) if text), "")
         if problem:

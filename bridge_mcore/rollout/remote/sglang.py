@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from bridge_mcore.rollout.engine import Request, SamplingParams
-from bridge_mcore.rollout.remote.dialect import Answer, Entry, GarbageAnswer, Group, LaunchOptions
+from bridge_mcore.rollout.remote.dialect import (
+    Answer,
+    Entry,
+    GarbageAnswer,
+    Group,
+    LaunchOptions,
+    entry_command,
+    local_environment,
+)
 from bridge_mcore.rollout.remote.http import Http, ServerRefused
 from bridge_mcore.rollout.sampling import request_seed
 from bridge_mcore.rollout.sync.shared import pickled_bucket, shared_buffer
@@ -34,13 +42,13 @@ class SGLang:
         """See Dialect.command."""
         o = options
         command = [
-            str(o.python), "-m", "sglang.launch_server", "--model-path", str(o.model), "--host", o.host,
+            *entry_command(o.python, "sglang.launch_server"), "--model-path", str(o.model), "--host", o.host,
             "--port", str(o.port), "--dtype", o.dtype, "--tp-size", str(o.tensor), "--context-length", str(o.context),
             "--max-running-requests", str(o.in_flight), "--random-seed", str(o.seed % 2**31),
             "--weight-version", _UNSET, "--skip-server-warmup", "--log-level", "info", "--skip-tokenizer-init",
             "--grammar-backend", "none",
         ]  # fmt: skip
-        environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | local_environment(o.host)
         if o.memory_fraction is not None:
             command += ["--mem-fraction-static", str(o.memory_fraction)]
         if o.lora_rank:

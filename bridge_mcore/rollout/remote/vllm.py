@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from bridge_mcore.rollout.engine import Request, SamplingParams
-from bridge_mcore.rollout.remote.dialect import Answer, Entry, GarbageAnswer, Group, LaunchOptions
+from bridge_mcore.rollout.remote.dialect import (
+    Answer,
+    Entry,
+    GarbageAnswer,
+    Group,
+    LaunchOptions,
+    entry_command,
+    local_environment,
+)
 from bridge_mcore.rollout.remote.http import Http, ServerRefused
 from bridge_mcore.rollout.sampling import request_seed
 from bridge_mcore.rollout.sync.shared import buffer_path, file_buffer, ipc_arguments
@@ -43,7 +51,7 @@ class VLLM:
         # set (there is none then: config.engine_checks).
         mode = "raw_logprobs" if o.temperature == 1 else "processed_logprobs"
         command = [
-            str(o.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(o.model), "--host", o.host,
+            *entry_command(o.python, "vllm.entrypoints.openai.api_server"), "--model", str(o.model), "--host", o.host,
             "--port", str(o.port), "--dtype", o.dtype, "--tensor-parallel-size", str(o.tensor),
             "--max-model-len", str(o.context), "--max-num-seqs", str(o.in_flight), "--served-model-name", _MODEL,
             "--seed", str(o.seed % 2**31), "--generation-config", "vllm", "--logprobs-mode", mode,
@@ -52,7 +60,7 @@ class VLLM:
         environment = {
             "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_SERVER_DEV_MODE": "1",
             "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(_PLUGIN),
-        }  # fmt: skip
+        } | local_environment(o.host)  # fmt: skip
         if o.memory_fraction is not None and o.device != "cpu":
             command += ["--gpu-memory-utilization", str(o.memory_fraction)]
         if o.lora_rank:

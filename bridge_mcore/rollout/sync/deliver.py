@@ -20,6 +20,7 @@ from bridge_mcore.rollout.remote.control import Control
 from bridge_mcore.rollout.remote.dialect import Dialect
 from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
 from bridge_mcore.rollout.sync.buckets import Buckets, Digests
+from bridge_mcore.rollout.sync.proof import Proof, WeightsReplaced, compare_scores, doubt, other_digests
 from bridge_mcore.rollout.sync.source import Source
 from bridge_mcore.rollout.sync.transports import Broadcast, Outcome, SharedMemory
 
@@ -44,6 +45,9 @@ class Delivered:
     buckets: int = 0
     gap: float = 0.0
     checked: int = 0  # tensors whose checksum was compared
+    #: what the proof was: digests of θ as it was sent, and the trainer's log-probabilities of the probe
+    digests: dict[str, str] | None = None
+    scores: list[np.ndarray] | None = None
 
 
 class Delivery:
@@ -78,6 +82,7 @@ class Delivery:
         self.adapters: dict[str, str] = {}
         #: url -> what θ it holds
         self._held: dict[str, object] = {}
+        self._proofs: dict[str, Proof] = {}
         self._groups = 0
 
     @property
@@ -97,6 +102,7 @@ class Delivery:
         """A server was started anew: it holds nothing of this run."""
         self.adapters.pop(url, None)
         self._held.pop(url, None)
+        self._proofs.pop(url, None)
 
     def deliver(self, urls: Sequence[str], label: str, slot: str, resume: Callable[[Sequence[str]], None]) -> Delivered:
         """Send the live weights (of `slot`) to `urls` under `label`. Collective.
@@ -113,6 +119,7 @@ class Delivery:
         if stale:
             for url in stale:
                 self._held.pop(url, None)
+                self._proofs.pop(url, None)
             if self.method == "disk":
                 self._through_disk(stale, label, done)
             else:
@@ -128,6 +135,9 @@ class Delivery:
         for url in alive:
             if url not in done.lost:
                 self._held[url] = key
+                before = self._proofs.get(url)  # of θ, if it was not sent now
+                digests = done.digests if url in stale or before is None else before.digests
+                self._proofs[url] = Proof(label, name, digests, done.scores)
         done.seconds = time.perf_counter() - began
         return done
 
@@ -263,6 +273,7 @@ class Delivery:
         if digests is None:
             return
         expected = {name: d for part in self.control.gather(digests.hex()) for name, d in part.items()}
+        done.digests = expected
         outcome, wrong = Outcome(), ""
         if self.control.is_main:
             answers = {url: self.http.start(self.dialect.checksums(self.http, url, 600.0)) for url in urls}
@@ -274,17 +285,8 @@ class Delivery:
                     continue
                 if found is None:
                     continue
-                found = {name.replace(".base_layer.", "."): digest for name, digest in found.items()}
-                bad = sorted(name for name, digest in expected.items() if found.get(name) != digest)
-                # Experts are stacked in the engine's own way: the probe speaks for them.
-                bad += sorted(name for name in set(found) - set(expected) if ".experts." not in name)
                 done.checked = len(expected)
-                if "lm_head.weight" in found and "lm_head.weight" not in expected:  # tied, and listed all the same
-                    bad = [n for n in bad if n != "lm_head.weight"]
-                    if found["lm_head.weight"] != expected["model.embed_tokens.weight"]:
-                        bad.append("lm_head.weight")
-                if bad and not wrong:
-                    wrong = f"{url} holds other weights than were sent: {', '.join(bad[:4])} ({len(bad)} in all)"
+                wrong = wrong or other_digests(url, found, expected)
         self._merge(done, outcome)
         wrong = next((text for text in self.control.gather(wrong) if text), "")
         if wrong:
@@ -299,22 +301,46 @@ class Delivery:
             answers = {
                 url: self.http.start(self.dialect.score(self.http, url, self._prompts, adapter, 600.0)) for url in urls
             }
-        mine = self.probe(self._prompts)
+        done.scores = mine = self.probe(self._prompts)
         if self.control.is_main:
             for url, answer in answers.items():
                 try:
-                    theirs = answer.result()
-                    gap = float(np.mean([np.abs(a - b).mean() for a, b in zip(mine, theirs, strict=True)]))
+                    gap, problem = compare_scores(url, mine, answer.result(), self.tolerance)
                 except (ServerLost, ServerRefused, ValueError, TypeError) as error:
                     outcome.note(url, error)
                     continue
-                worst = max(worst, gap)
-                if not gap <= self.tolerance:  # NaN too
-                    wrong = (
-                        f"{url} does not hold the weights that were sent: its log-probabilities of a probe differ from "
-                        f"the trainer's by {gap:.3g} on average, sync.probe_tolerance is {self.tolerance:g}"
-                    )
+                worst, wrong = max(worst, gap), wrong or problem
         self._merge(done, outcome)
         done.gap, wrong = self.control.gather((worst, wrong))[0]
         if wrong:
             raise TrainingError(wrong)
+
+    # --- later -------------------------------------------------------------------------------------------------------
+
+    def confirm(self, urls: Sequence[str]) -> None:
+        """Ask servers whether they still hold what was sent and proven, before what they have sampled is used.
+
+        They say their label, and the checksums where those prove the sync, else the probe's log-probabilities, which
+        are compared with the trainer's of the sync. A server that is lost meanwhile is left to the next sync.
+        Collective. Raises WeightsReplaced, on all ranks.
+        """
+        wrong = ""
+        if self.control.is_main:
+            answers = [
+                self.http.start(doubt(self.http, self.dialect, url, proof, self._prompts, self.tolerance))
+                for url in urls
+                if (proof := self._proofs.get(url)) is not None
+            ]
+            for answer in answers:
+                try:
+                    wrong = wrong or answer.result()
+                except ServerLost:
+                    continue
+                except (ServerRefused, ValueError, TypeError) as error:
+                    wrong = wrong or f"a server does not say which weights it holds: {error}"
+        wrong = self.control.gather(wrong)[0]
+        if wrong:
+            raise WeightsReplaced(
+                f"{wrong}\nThey were replaced after the sync, so nothing that this step has sampled is used: find out "
+                "who else reaches the server and has its key"
+            )

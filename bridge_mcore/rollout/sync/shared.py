@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-import itertools
 import os
 import pickle
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,9 +44,20 @@ def shared_buffer(size: int, device: torch.device) -> Tensor:
     if device.type != "cpu":
         return torch.empty(size, dtype=torch.uint8, device=device)
     _check_room(size)
+    _keep_sockets()
     with _by_name():
         # Not share_memory_(), which copies the memory that it shares.
         return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
+
+
+def _keep_sockets() -> None:
+    """Close this process's sockets in what it executes: torch starts a manager of shared memory that lives on, and
+    sockets of process groups would stay open in it."""
+    for entry in os.scandir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        descriptor = int(entry.name)
+        with suppress(OSError):  # the listing's own, which is closed by now
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                os.set_inheritable(descriptor, False)
 
 
 def _reduce(tensor: Tensor) -> Any:
@@ -67,7 +78,6 @@ class _HandlePickler(ForkingPickler):
 
 
 _FILES = Path("/dev/shm")
-_counter = itertools.count()
 
 
 def _check_room(size: int) -> None:
@@ -81,21 +91,31 @@ def _check_room(size: int) -> None:
 
 
 def file_buffer(size: int, device: torch.device) -> Tensor:
-    """As `shared_buffer`, for workers that map a file: on CPU the buffer is `buffer_path` and nothing else."""
+    """As `shared_buffer`, for workers that map a file: on CPU the buffer is `buffer_path` and nothing else.
+
+    The file is anonymous memory of this process: it has no name that could be taken before, only processes of the same
+    user open it, and it is gone with this process, however that ends. `release_path` ends it before.
+    """
     if device.type != "cpu":
         return shared_buffer(size, device)
-    _check_room(size)
-    for old in _FILES.glob("bridge-mcore-*"):  # of trainers that were killed
-        pid = old.name.split("-")[2]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
-            old.unlink(missing_ok=True)
-    path = _FILES / f"bridge-mcore-{os.getpid()}-{next(_counter)}"
-    return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
+    descriptor = os.memfd_create("bridge-mcore", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, size)
+        return torch.from_file(f"/proc/self/fd/{descriptor}", shared=True, size=size, dtype=torch.uint8)
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def buffer_path(buffer: Tensor) -> str | None:
-    """The file of a buffer of `file_buffer`; None on a GPU."""
-    return buffer.untyped_storage().filename if buffer.device.type == "cpu" else None
+    """Where workers on this host open a buffer of `file_buffer`; None for other memory."""
+    name = buffer.untyped_storage().filename if buffer.device.type == "cpu" else None
+    return None if name is None else name.replace("/proc/self/", f"/proc/{os.getpid()}/")
+
+
+def release_path(path: str) -> None:
+    """Nobody will open the file of a buffer any more; its memory goes with the buffer."""
+    os.close(int(path.rpartition("/")[2]))
 
 
 def ipc_arguments(buffer: Tensor) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 
-from bridge_mcore.platform.ranks import free_port
+from bridge_mcore.platform.ranks import free_port, gloo_interface, is_loopback
 from bridge_mcore.rollout.remote.dialect import Dialect, Entry, Group
 from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
-from bridge_mcore.rollout.sync.shared import buffer_path
+from bridge_mcore.rollout.sync.shared import buffer_path, release_path
 
 #: A bucket takes far less; a worker that is silent for longer has hung.
 BUCKET_SECONDS = 600.0
@@ -88,10 +88,11 @@ class SharedMemory:
         return _Posted(answers, self.outcome)
 
     def close(self) -> None:
-        """Remove the buffers' files; the memory goes with the buffers."""
+        """End the buffers' files; the memory goes with the buffers."""
         for path in self._files:
             if path is not None:
-                Path(path).unlink(missing_ok=True)
+                release_path(path)
+        self._files.clear()
 
 
 @dataclass
@@ -220,19 +221,23 @@ def join_group(group: Group, rank: int, seconds: float, device: torch.device) ->
     with the helper that `init_process_group` itself uses.
     """
     timeout = timedelta(seconds=seconds)
+    # torch would listen on all interfaces; servers come to this address.
+    listening = socket.create_server((group.address, group.port), backlog=1024).detach() if rank == 0 else None
     # Not torch's rendezvous: under torchrun that takes rank 0 for a client of the agent's store.
     store = dist.TCPStore(
-        group.address, group.port, group.world, is_master=rank == 0, timeout=timeout, wait_for_workers=False
-    )
+        group.address, group.port, group.world, is_master=rank == 0, timeout=timeout, wait_for_workers=False,
+        master_listen_fd=listening,
+    )  # fmt: skip
     name: Any = group.name
     # A device bound to the run's own group would make NCCL split that one instead of forming another.
     world: Any = dist.group.WORLD
     bound, world.bound_device_id = world.bound_device_id, None
     try:
-        made, _ = c10d._new_process_group_helper(
-            group.world, rank, [], c10d.Backend(group.backend), c10d.PrefixStore(group.name, store),
-            group_name=name, timeout=timeout,
-        )  # fmt: skip
+        with gloo_interface(is_loopback(group.address)):
+            made, _ = c10d._new_process_group_helper(
+                group.world, rank, [], c10d.Backend(group.backend), c10d.PrefixStore(group.name, store),
+                group_name=name, timeout=timeout,
+            )  # fmt: skip
     finally:
         world.bound_device_id = bound
     c10d._world.pg_group_ranks[made] = {i: i for i in range(group.world)}

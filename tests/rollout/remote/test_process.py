@@ -6,7 +6,9 @@ Where SGLang's own words matter the server is real; else it is a small Python pr
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +32,7 @@ from bridge_mcore.rollout.remote.http import Http
 from bridge_mcore.rollout.remote.process import ServerProcess
 from bridge_mcore.rollout.remote.sglang import SGLang
 from tests.models import save_tiny
+from tests.support.processes import mapped_segments, shared_segments
 from tests.support.servers import is_gone, launch_options, python_of, server_pid
 
 ROOT = Path(__file__).parents[3]
@@ -233,8 +236,11 @@ def test_real_servers_one_without_a_model_and_one_that_is_killed(fleet_of: Calla
     pid = server_pid(server)
     everyone = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     assert len(everyone) >= 3  # it has a scheduler and a detokenizer
+    segments = mapped_segments(pid)
+    assert any("sglang_loads" in path for path in segments)
     os.kill(pid, signal.SIGKILL)
     until(lambda: all(map(is_gone, everyone)), 10.0)
+    until(lambda: not any(map(os.path.exists, segments)), 10.0)
     until(fleet.dead, 10.0)
     assert fleet.check() == {url: "sglang server 0 was killed by SIGKILL"}
     # Nobody listens there any more, so that a new attempt may begin; the first one's words are not shown again.
@@ -261,7 +267,7 @@ from pathlib import Path
 from bridge_mcore.rollout.remote.process import start_guarded
 for temper in ("polite", "stubborn"):
     with open(Path({str(tmp_path)!r}) / temper, "wb") as log:
-        print(start_guarded([sys.executable, "-c", {FAMILY!r}, temper], {{}}, log).pid, flush=True)
+        print(start_guarded([sys.executable, "-c", {SHARING!r}, temper], {{}}, log).pid, flush=True)
 time.sleep(300)
 """
     trainer = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -269,15 +275,17 @@ time.sleep(300)
         pids = [int(trainer.stdout.readline()) for _ in range(2)]
         for temper in ("polite", "stubborn"):
             log = tmp_path / temper
-            until(lambda log=log: log.read_text().endswith("\n"))
-            pids += map(int, log.read_text().split()[1:])
+            until(lambda log=log: "mapped" in log.read_text() and "pids" in log.read_text())
+            pids += map(int, re.search(r"pids (\d+) (\d+)", log.read_text()).groups())
         assert len(pids) == 6 and not any(map(is_gone, pids))
+        assert sum(len(shared_segments(f"test-{pid}-")) for pid in pids) == 4
     finally:
         trainer.kill()
         trainer.wait()
         trainer.stdout.close()
     # 5 s of grace for the stubborn one, and what a busy machine takes
     until(lambda: all(map(is_gone, pids)), 15.0)
+    until(lambda: not any(shared_segments(f"test-{pid}-") for pid in pids), 5.0)
 
 
 def test_a_guard_whose_trainer_is_gone_already_starts_nothing(tmp_path: Path) -> None:
@@ -288,15 +296,55 @@ def test_a_guard_whose_trainer_is_gone_already_starts_nothing(tmp_path: Path) ->
 
 
 def test_a_killed_guard_takes_the_server_with_it(made: Callable) -> None:
+    """The kernel kills the server, the trainer its worker."""
     server = made()
     server.start()
-    pid, worker = family_of(server)
-    try:
-        server.process.kill()
-        until(lambda: is_gone(pid), 5.0)
-        assert server.exit_code() is not None and server.describe_exit() == "the server was killed by SIGKILL"
-    finally:
-        os.kill(worker, signal.SIGKILL)  # nobody is left to do it
+    pids = family_of(server)
+    server.process.kill()
+    until(lambda: is_gone(pids[0]), 5.0)
+    until(lambda: server.exit_code() is not None)
+    assert server.describe_exit() == "the server was killed by SIGKILL"
+    until(lambda: all(map(is_gone, pids)), 2.0)
+
+
+#: FAMILY whose members have a segment of shared memory each, and share one.
+SHARING = """
+import mmap, os
+def share(name):
+    with open(f"/dev/shm/{name}", "w+b") as file:
+        file.truncate(4096)
+        return mmap.mmap(file.fileno(), 4096)
+mine, ours = share(f"test-{os.getpid()}-mine"), share(f"test-{os.getpid()}-ours")
+""" + FAMILY.replace(
+    '"import time; time.sleep(300)"', 'f"import mmap, time; f = open(\'/dev/shm/test-{os.getpid()}-ours\', \'r+b\'); '
+    'm = mmap.mmap(f.fileno(), 4096); print(\'mapped\', flush=True); time.sleep(300)"'
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("death", ["regular", "server", "guard", "guard and server at once"])
+def test_nothing_of_a_server_stays_in_shared_memory(made: Callable, death: str) -> None:
+    """However it ends; what another process has too is that process's."""
+    server = made(SHARING)
+    server.start()
+    until(lambda: {"mapped", "pids"} <= {*server.last_lines().split()})
+    pid = server_pid(server)
+    names = {f"test-{pid}-mine", f"test-{pid}-ours"}
+    assert shared_segments(f"test-{pid}-") == names
+    server.note_segments()
+    with open(f"/dev/shm/test-{pid}-mine", "r+b") as file, mmap.mmap(file.fileno(), 0) if death == "server" else file:
+        if death == "regular":
+            server.close()
+        if death.endswith("at once"):
+            os.kill(server.process.pid, signal.SIGSTOP)  # it cannot act before it is killed itself
+        if "server" in death:
+            os.kill(pid, signal.SIGKILL)
+        if "guard" in death:
+            server.process.kill()
+        until(lambda: server.exit_code() is not None)
+        left = {f"test-{pid}-mine"} if death == "server" else set()
+        until(lambda: shared_segments(f"test-{pid}-") == left, 5.0)
+    for name in left:
+        os.unlink(f"/dev/shm/{name}")
 
 
 def test_workers_end_with_a_server_that_ends_itself(made: Callable) -> None:

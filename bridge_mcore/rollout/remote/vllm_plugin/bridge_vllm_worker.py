@@ -196,7 +196,7 @@ class BridgeWorkerExtension:
 
     @_reported
     def bridge_load_shared(self, path: str, entries: list[Entry]) -> dict[str, Any]:
-        """Load tensors from a file (in /dev/shm). The file may be changed or removed as soon as this returns."""
+        """Load tensors from a file (the trainer's memory), which may be changed or removed as soon as this returns."""
         with self._bridge_guard():
             size = os.path.getsize(path)
             mapped = torch.from_file(path, shared=False, size=size, dtype=torch.uint8)
