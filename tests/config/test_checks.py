@@ -218,7 +218,7 @@ class TestModelDirectory:
         assert "has no weights" in text and "has no tokenizer" in text and "there is no config.json" in text
 
     @pytest.mark.parametrize(
-        ("content", "message"), [("{", "cannot be read"), ("[]", "model_type"), ("{}", "model_type")]
+        ("content", "message"), [("{", "config.json, line 1: invalid JSON"), ("[]", "model_type"), ("{}", "model_type")]
     )
     def test_a_bad_config_json(self, check_model, tmp_path: Path, content: str, message: str) -> None:
         model = make_model(tmp_path / "m")
