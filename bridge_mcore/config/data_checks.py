@@ -12,6 +12,8 @@ from bridge_mcore.config.types import typed_path
 
 RL_METHODS = ("bridge", "rl_zero", "cold_start")
 SFT_METHODS = ("bridge", "sft", "cold_start")
+#: The generated task whose words a generated model's tokenizer knows.
+_SPOKEN = "running_sums"
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
@@ -139,8 +141,12 @@ def template_problems(config: Config) -> Iterator[str]:
                     f"model.generated knows only the words of a generated task, and {key} is none: set {key}.task, "
                     "or train a model from model.path"
                 )
+            elif source.task != _SPOKEN:
+                yield f"model.generated knows only the words of {_SPOKEN}, and {key}.task = {source.task}: set that"
         warm, task = config.model.generated.warm_start, config.data.rl.task if config.data.rl is not None else None
-        if task is not None:
+        if config.data.rl is None:
+            yield f"model.generated is made for the task of data.rl: set data.rl.task={_SPOKEN}, or take model.path"
+        elif task == _SPOKEN:
             yield from _difficulty("model.generated.warm_start.difficulty", task, warm.difficulty)
         if template != "plain":
             yield f"data.template = {template} does not suit model.generated, which reads bare problems: set plain"

@@ -63,10 +63,10 @@ def machine_problems(config: Config, sizes: Sizes, world: int) -> Iterator[str]:
         if (problem := processes_problem(key, count, most)) is not None:
             yield problem
     yield from layout_problems(world)
-    needed = _DESCRIPTORS + _DESCRIPTORS_OF_WORKER * config.reward.workers
+    files = _DESCRIPTORS + _DESCRIPTORS_OF_WORKER * config.reward.workers
     if config.rollout.engine != "embedded":
-        needed += config.servers.in_flight
-    if (problem := descriptors_problem(needed)) is not None:
+        files += config.servers.in_flight
+    if (problem := descriptors_problem(files)) is not None:
         yield problem
     parameters = sizes.parameters() if config.model.generated is not None else None
     if parameters is not None and (gib := 4 * parameters.total / 2**30) > host_memory():

@@ -17,24 +17,24 @@ def directory_problem(path: Path) -> str | None:
 
     It is tried, for permissions tell little of root, of read-only file systems and of /proc; nothing is left behind.
     """
+    path = path.absolute()
+    standing = path
     try:
-        if os.path.realpath(path) == path.absolute().anchor:
+        if os.path.realpath(path) == path.anchor:
             return "it is the root of the file system; choose a directory in it"
-        standing = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
+        standing = next(part for part in (path, *path.parents) if os.path.lexists(part))
         if not standing.exists():
             return f"{one_line(standing, _SHOWN)} is a symbolic link to nowhere; choose another directory"
         if not standing.is_dir():
             return f"{one_line(standing, _SHOWN)} is a file; choose another directory"
-        if len(os.fsencode(path.absolute())) > _LONGEST:
+        if len(os.fsencode(path)) > _LONGEST:
             return f"its path has more than {_LONGEST} bytes, too long for files in it; choose a shorter one"
-        missing = len(path.absolute().parts) - len(standing.absolute().parts)
         longest = os.pathconf(standing, "PC_NAME_MAX")
-        if any(len(os.fsencode(name)) > longest for name in path.absolute().parts[-missing:] if missing):
+        if any(len(os.fsencode(name)) > longest for name in path.parts[len(standing.parts) :]):
             return f"a name in it is longer than {longest} bytes; choose a shorter one"
         os.rmdir(tempfile.mkdtemp(prefix=".bridge-mcore-", dir=standing))
     except OSError as error:
-        where = f" in {one_line(standing, _SHOWN)}" if error.filename and "standing" in locals() else ""
-        return f"nothing can be made{where} ({error.strerror}); choose another directory"
+        return f"nothing can be made in {one_line(standing, _SHOWN)} ({error.strerror}); choose another directory"
     return None
 
 

@@ -111,17 +111,20 @@ def wrong(outcome: Outcome, nonsense: bool) -> str | None:
     return None
 
 
-def check(place: Path, cases: Iterable[tuple[str, str, Sequence[str]]], nonsense: bool = True, **options: Any) -> None:
-    """Runs (what it is, command, arguments) and lists all that ended wrongly."""
-    failures, count = [], 0
+def check(
+    place: Path, cases: Iterable[tuple[str, str, Sequence[str]]], nonsense: bool = True, **options: Any
+) -> list[Outcome]:
+    """Runs (what it is, command, arguments) and lists all that ended wrongly, in one failure."""
+    failures, outcomes = [], []
     for what, command, arguments in cases:
         outcome = ran(place, command, arguments, **options)
-        count += 1
+        outcomes.append(outcome)
         if (found := wrong(outcome, nonsense)) is not None:
             shown = " ".join(arguments)[:150]
             failures.append(f"{found}: {what}: {command} {shown}\n    {outcome.seconds} s: {outcome.text[-600:]!r}")
-    assert count > 0
-    assert not failures, f"{len(failures)} of {count} inputs:\n" + "\n".join(failures)
+    assert outcomes
+    assert not failures, f"{len(failures)} of {len(outcomes)} inputs:\n" + "\n".join(failures)
+    return outcomes
 
 
 few_or_all = pytest.mark.parametrize("count", [pytest.param(8, id="few"), pytest.param(1000, marks=pytest.mark.slow)])
@@ -148,11 +151,14 @@ def test_the_good_ones_are_good(place: Path) -> None:
 @pytest.mark.parametrize("count", [pytest.param(24, id="few"), pytest.param(1000, marks=pytest.mark.slow)])
 def test_yaml_that_is_no_configuration(place: Path, seed: int, count: int) -> None:
     random = Random(seed)
-    for what, content in some(random, bad_yaml(random).items(), count):
-        (place / "bad.yaml").write_bytes(content)
-        outcome = ran(place, "train", ["bad.yaml"])
-        assert wrong(outcome, nonsense=True) is None, (what, outcome)
-        assert "bad.yaml" in outcome.text and outcome.mib < 400, (what, outcome)
+
+    def cases() -> Iterator[tuple[str, str, list[str]]]:
+        for what, content in some(random, bad_yaml(random).items(), count):
+            (place / "bad.yaml").write_bytes(content)
+            yield what, "train", ["bad.yaml"]
+
+    for outcome in check(place, cases()):
+        assert "bad.yaml" in outcome.text and outcome.mib < 400, outcome
     assert not (place / "PWNED").exists()
 
 

@@ -52,7 +52,6 @@ EXTERNAL = ("rollout.engine=sglang", "servers.mode=external")
     "overrides",
     [
         ("method.name=rl_zero",),
-        ("method.name=sft", "data.sft={task: running_sums}", "data.rl="),
         ("method.name=sft", "rollout.max_new_tokens=9999", "data.evaluation=[]"),  # nothing generates
         ("parallel.pipeline=2",),
         ("method.name=sft", "rollout.samples_per_prompt=1"),
@@ -103,6 +102,9 @@ def test_these_pass_too(check, overrides: tuple[str, ...]) -> None:
         (("data.system_prompt=Hi",), "data.system_prompt is set, but data.template = plain has no place for it"),
         (("method.lam={kind: linear, start: 0}",), "method.lam.end is missing: a linear schedule needs start and end"),
         (("method.lam={start: 0, value: 0.5}",), "method.lam.start = 0 means nothing in a constant schedule"),
+        (("method.name=sft", "data.sft={task: running_sums}", "data.rl="), "is made for the task of data.rl: set"),
+        (("data.rl.task=knights",), "knows only the words of running_sums, and data.rl.task = knights"),
+        (("data.rl.difficulty=[2, 12]",), "data.rl.difficulty = [2, 12]: running_sums has problems of 1 to 11"),
         (("method.lam={}",), "method.lam.value is missing"),
         (("auxiliary.mode=lookahead", "auxiliary.rollouts=own"), "choose mode persistent, or rollouts shared"),
         (("method.name=cold_start", "method.sft_steps=10"), "leaves no RL steps of training.steps = 10"),
