@@ -154,7 +154,7 @@ def test_a_classifiers_labels_take_neither_time_nor_memory(tmp_path):
         {"model_type": "../x"}, {"model_type": None}, {"model_type": "llama"}, {"head_dim": 1e308}, {"head_dim": 3},
         {"hidden_size": 64.0}, {"hidden_size": True}, {"vocab_size": "136"}, {"rms_norm_eps": True},
         {"rms_norm_eps": 1e308}, {"tie_word_embeddings": "64"}, {"max_position_embeddings": 0},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": True}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": True}}, {"rope_theta": 5.0}, {"rope_theta": "64"},
     ],
 )  # fmt: skip
 def test_a_field_of_another_kind_is_named(tmp_path, change):

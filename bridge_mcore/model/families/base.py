@@ -110,6 +110,10 @@ class Family:
             # transformers has let a value of another type through
             raise CheckpointError(f"{origin}: a field has no sensible value: {one_line(error)!r}") from error
         _check_numbers(shape, origin)
+        theta = config.get("rope_theta")
+        if theta is not None and (type(theta) not in (int, float) or theta != shape.rope.theta):
+            # transformers passes over it where rope_parameters says one, too
+            raise CheckpointError(f"{origin}: rope_theta={shown(theta)}, but rope_parameters say {shape.rope.theta:g}")
         return shape
 
     def _shape(self, full: Any, values: dict[str, Any], defaults: dict[str, Any], origin: str) -> ModelShape:
