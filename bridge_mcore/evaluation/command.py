@@ -29,6 +29,7 @@ from bridge_mcore.evaluation.run import (
 from bridge_mcore.evaluation.subjects import hf_directory
 from bridge_mcore.evaluation.verifiers import Verifiers
 from bridge_mcore.monitoring.progress import phase, say
+from bridge_mcore.rewards.mixed import RewardSettings
 
 RESULTS_FILE = "results.json"
 Answered = dict[str, list[Record]]
@@ -37,7 +38,7 @@ Answered = dict[str, list[Record]]
 def run_evaluation(options: EvaluationOptions) -> None:
     """Evaluate all models, write records and tables, and print them."""
     with ExitStack() as stack:
-        verifiers = stack.enter_context(Verifiers(options.workers))
+        verifiers = stack.enter_context(Verifiers(options.workers, RewardSettings(plugins=options.suite.plugins)))
         found: list[tuple[str, Answered, dict[str, int]]] = []
         for subject in options.subjects:
             if len(options.subjects) > 1:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge_mcore.config.data_checks import evaluates, uses_rl
+from bridge_mcore.config.data_checks import evaluates, plugins_of, uses_rl
 from bridge_mcore.config.schema import Config
 from bridge_mcore.data.pairs import EncodedPrompt, encode_prompts, encode_traces
 from bridge_mcore.data.problem import Problem
@@ -178,7 +178,7 @@ def _open(
             reference=RL in needed and config.objective.kl_coefficient > 0,
             adapter_path=config.adapter.path if method.uses_adapter else None,
         )
-    rewards = Rewards(settings_of(config.reward))
+    rewards = Rewards(settings_of(config.reward, plugins_of(config)))
     stack.callback(rewards.close)
     if layout.is_main:  # what cannot be judged is said now; the processes of other ranks start when they are needed
         held = [p.problem for found in evaluation.values() for p in found.prompts]

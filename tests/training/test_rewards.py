@@ -123,7 +123,7 @@ def test_a_plugin_judges_with_a_score(world, tmp_path):
     section = Reward(partial=True)
     problems = [Problem(p.id, p.prompt, p.answer, None, p.source, f"plugin:{file}:score") for p in PROBLEMS]
     config = Config(reward=section, rollout=RolloutConfig(samples_per_prompt=1))
-    rewards = Rewards(settings_of(section))
+    rewards = Rewards(settings_of(section, frozenset({problems[0].reward})))
     try:
         judge = Judge(rewards, lambda tokens: bytes(tokens).decode())
         collector = Collector(config, Canned([]), judge, world[1])  # type: ignore[arg-type]
