@@ -132,6 +132,11 @@ class Reward(Section):
     on_failure: Literal["incorrect", "drop"] = Field(
         "incorrect", description="reward of a time-out or crash; both are counted and logged"
     )
+    stop_undecided: Fraction | None = Field(
+        0.5,
+        description="a run stops, and is saved, where more than this share of the verdicts of 5 steps in a row was not "
+        "reached, or all of one step's; null: it goes on",
+    )
     noise: Fraction = Field(0.0, description="probability that a verdict is flipped (never in evaluations)")
     noise_seed: int = Field(0, ge=0, description="which ones are")
     form: Form = Field(Form(), description="a bonus for responses of a certain form")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from bridge_mcore.monitoring.text import compact, duration, number, percent, signed
+from bridge_mcore.monitoring.text import compact, duration, number, percent, signed, undecided_text
 
 T = TypeVar("T")
 
@@ -105,6 +105,8 @@ def plain_line(step: int, total: int, metrics: Mapping[str, Any], left: float | 
         parts.append(f"reward {known['reward']:.3f}")
     elif "j_sft" in known:  # a method without rollouts: its objective is what rises
         parts.append(f"J_SFT {known['j_sft']:.3f}")
+    if undecided := undecided_text(known):
+        parts.append(f"undecided {undecided}")
     if "response_length" in known:
         parts.append(f"length {known['response_length']:.1f}")
     if "gain" in known:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -55,6 +55,12 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
         return _BARS[3] * cells  # a constant curve has no range; the middle says "flat" without looking like zero
     top = len(_BARS) - 1
     return "".join(_BARS[round((mean - low) / (high - low) * top)] for mean in means)
+
+
+def undecided_text(metrics: Mapping[str, float]) -> str:
+    """``3 of 24``: a step's verdicts that were not reached; empty if all were."""
+    count = metrics.get("verifier_timeouts", 0) + metrics.get("verifier_errors", 0)
+    return f"{count:.0f} of {metrics['verdicts']:.0f}" if count and "verdicts" in metrics else ""
 
 
 def number(value: object) -> float | None:

@@ -22,6 +22,9 @@ class Verdict:
     reason: str
     #: A reward between right and wrong, where the function that judged gave one (partial credit); None: the verdict's.
     score: float | None = None
+    #: Undecided by the answer's own doing: it took its time although nothing kept it from working. It is no more right
+    #: for that, but no sign of a dead reward either (:mod:`bridge_mcore.training.undecided`).
+    own_doing: bool = False
 
     @property
     def decided(self) -> bool:

@@ -21,9 +21,10 @@ from bridge_mcore.evaluation.evaluate import HeldOut
 from bridge_mcore.methods import make_method
 from bridge_mcore.methods.base import RL, SFT, Method
 from bridge_mcore.model.families import find_family
-from bridge_mcore.monitoring.progress import phase
+from bridge_mcore.monitoring.progress import phase, say
 from bridge_mcore.platform.device import Platform
 from bridge_mcore.platform.distributed import Layout
+from bridge_mcore.rewards.golds import check_golds
 from bridge_mcore.rewards.judge import Judge
 from bridge_mcore.rewards.mixed import Rewards, settings_of
 from bridge_mcore.rollout.embedded import EmbeddedEngine
@@ -180,9 +181,12 @@ def _open(
         )
     rewards = Rewards(settings_of(config.reward, plugins_of(config)))
     stack.callback(rewards.close)
+    judged = [p.problem for found in (prompts, *(held.prompts for held in evaluation.values())) for p in found]
+    remarks = check_golds(judged)
     if layout.is_main:  # what cannot be judged is said now; the processes of other ranks start when they are needed
-        held = [p.problem for found in evaluation.values() for p in found.prompts]
-        rewards.prepare({problem.reward for problem in [*(p.problem for p in prompts), *held]})
+        for remark in remarks:
+            say(remark)
+        rewards.prepare({problem.reward for problem in judged})
 
     def decode(tokens: Any) -> str:
         return tokenizer.decode(tokens, skip_special_tokens=True)

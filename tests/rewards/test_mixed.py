@@ -82,9 +82,9 @@ def test_only_plugins_of_the_settings_are_built(allowed: frozenset[str], tmp_pat
     file.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef f(response, gold, prompt): return True\n")
     for name in (f"plugin:{file}:f", "plugin:timeit:timeit", "plugin:tests.rewards.plugins:same "):
         rewards = Rewards(RewardSettings(workers=1, plugins=allowed))
-        for act in (lambda: rewards.prepare([name]), lambda: rewards.judge([name], [Attempt("", "")])):
+        for act, arguments in ((rewards.prepare, ()), (rewards.judge, ([Attempt("", "")],))):
             with pytest.raises(ConfigError, match=r"is code, and no setting names it|write plugin:MODULE:FUNCTION"):
-                act()
+                act([name], *arguments)
         rewards.close()
     assert not (tmp_path / "ran").exists()
 
