@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_mcore import __version__
-from bridge_mcore.errors import ConfigError, DataError
+from bridge_mcore.errors import BridgeError, ConfigError, DataError
 from bridge_mcore.evaluation import tables
 from bridge_mcore.evaluation.majority import Same
 from bridge_mcore.evaluation.options import EvaluationOptions, Subject
@@ -29,6 +29,7 @@ from bridge_mcore.evaluation.run import (
 from bridge_mcore.evaluation.subjects import hf_directory
 from bridge_mcore.evaluation.verifiers import Verifiers
 from bridge_mcore.monitoring.progress import phase, say
+from bridge_mcore.rewards.golds import check_golds
 from bridge_mcore.rewards.mixed import RewardSettings
 
 RESULTS_FILE = "results.json"
@@ -53,6 +54,19 @@ def run_evaluation(options: EvaluationOptions) -> None:
         write_tables(options.output, options.suite_name, models)
         show_failures([(label, answered) for label, answered, _ in found], options.failures)
         say(f"→ {options.output}   (again: bridge-mcore scores {options.output})")
+        _check_judged(models, {label: answered for label, answered, _ in found})
+
+
+def _check_judged(models: Sequence[ModelResult], answered: dict[str, Answered]) -> None:
+    """Raises BridgeError where none of a benchmark's answers could be judged: it has no accuracy."""
+    for model in models:
+        for name in (name for name, found in model.benchmarks.items() if not found.judged):
+            records = answered[model.label][name]
+            raise BridgeError(
+                f"{model.label}, {name}: none of its {len(records)} answers could be judged; the first: "
+                f"{records[0].verdict}: {records[0].reason}. The answers are kept; once the reward is mended, "
+                "--restart answers and judges them anew"
+            )
 
 
 @contextmanager
@@ -92,6 +106,8 @@ def _evaluate(subject: Subject, options: EvaluationOptions, verifiers: Verifiers
             "bridge_mcore": __version__, "model": str(subject.path.absolute()), "suite": options.suite_name,
             "device": serving.device, "suite_file": options.suite.model_dump(mode="json"),
         })  # fmt: skip
+        for remark in check_golds(problem for work in works for problem in work.problems):
+            say(remark)
         records = answer_all(works, template, options, model, directory, verifiers.judge_of)
     return records, {work.benchmark.name: work.samples for work in works}
 

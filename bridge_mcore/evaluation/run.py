@@ -23,7 +23,6 @@ from bridge_mcore.evaluation.records import Record, RecordFile, record_of
 from bridge_mcore.evaluation.suites import Benchmark, how_answered, place
 from bridge_mcore.model.families import find_family
 from bridge_mcore.monitoring.progress import say, track
-from bridge_mcore.rewards.golds import check_golds
 from bridge_mcore.rewards.protocol import Attempt
 from bridge_mcore.rewards.verdict import Verdict
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
@@ -89,8 +88,6 @@ def _work(
     problems = list(first.values())
     if len(problems) < len(loaded):
         say(f"· {benchmark.name}: {len(loaded) - len(problems)} rows repeat a problem, which is asked once")
-    for remark in check_golds(problems):
-        say(remark)
     prompts = [template.prompt(problem) for problem in problems]
 
     how = how_answered(benchmark, options.suite, options.answers)

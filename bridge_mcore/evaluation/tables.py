@@ -29,13 +29,20 @@ def scores_table(models: Sequence[ModelResult]) -> Rows:
     for name in names:
         found = [model.benchmarks.get(name) for model in models]
         sizes = {f"{b.problems}" + (f" × {b.samples}" if b.samples > 1 else "") for b in found if b is not None}
-        rows.append([name, " / ".join(sorted(sizes)), *("-" if b is None else percent(b.accuracy) for b in found)])
+        rows.append([name, " / ".join(sorted(sizes)), *map(_accuracy, found)])
     if len(names) > 1:
         # An average over fewer benchmarks than the others' is not to be compared with them.
-        counts = [len(model.benchmarks) for model in models]
+        counts = [sum(b.judged for b in model.benchmarks.values()) for model in models]
         of = ["" if count == len(names) else f" (of {count})" for count in counts]
-        rows.append([AVERAGE, "", *(percent(m.average) + text for m, text in zip(models, of, strict=True))])
+        averages = [
+            percent(m.average) + text if n else "not judged" for m, n, text in zip(models, counts, of, strict=True)
+        ]
+        rows.append([AVERAGE, "", *averages])
     return rows
+
+
+def _accuracy(found: BenchmarkResult | None) -> str:
+    return "-" if found is None else percent(found.accuracy) if found.judged else "not judged"
 
 
 def details_table(model: ModelResult) -> Rows:

@@ -32,6 +32,12 @@ class Verdict:
         return self.verdict in ("correct", "incorrect")
 
 
+def why_undecided(reward: str, verdict: str, reason: str) -> str:
+    """Which reward did not reach a verdict, and why, in one line of bounded length."""
+    text = " ".join(reason.split())
+    return f"by {reward}: {verdict}: {text if len(text) <= 300 else text[:299] + '…'}"
+
+
 def reward(verdict: Verdict, correct: float = 1.0, incorrect: float = 0.0) -> float:
     """The scalar reward of a verdict: ``correct`` or ``incorrect``.
 

@@ -169,6 +169,8 @@ def _open(
             params = SamplingParams(most, held_out.temperature, 1.0, stops, config.run.seed)
             evaluation[name] = HeldOut(asked, params, held_out.answers, held_out.every)
         _check_held_out([*(p.problem for p in prompts), *(t.problem for t in traces if t.problem)], evaluation)
+        judged = [p.problem for found in (prompts, *(held.prompts for held in evaluation.values())) for p in found]
+        remarks = check_golds(judged)
     with shown(f"loading {source}"):
         policy = build_policy(
             config,
@@ -181,8 +183,6 @@ def _open(
         )
     rewards = Rewards(settings_of(config.reward, plugins_of(config)))
     stack.callback(rewards.close)
-    judged = [p.problem for found in (prompts, *(held.prompts for held in evaluation.values())) for p in found]
-    remarks = check_golds(judged)
     if layout.is_main:  # what cannot be judged is said now; the processes of other ranks start when they are needed
         for remark in remarks:
             say(remark)

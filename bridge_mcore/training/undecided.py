@@ -17,19 +17,13 @@ from megatron.core import parallel_state as mpu
 from bridge_mcore.errors import RunStopped
 from bridge_mcore.monitoring.progress import say
 from bridge_mcore.platform.distributed import Layout
-from bridge_mcore.rewards import Verdict
+from bridge_mcore.rewards.verdict import Verdict, why_undecided
 
 #: Steps in a row over which `reward.stop_undecided` is a share.
 WINDOW = 5
 #: Different reasons that are said in a run; all are counted in its metrics.
 _SAID = 20
 _DETAIL = re.compile(r"\d+|'[^']*'")
-
-
-def reason_of(name: str, verdict: Verdict) -> str:
-    """Why a verdict was not reached, and by which reward, in one line of bounded length."""
-    text = " ".join(verdict.reason.split())
-    return f"by {name}: {verdict.verdict}: {text if len(text) <= 300 else text[:299] + '…'}"
 
 
 class UndecidedWatch:
@@ -87,8 +81,11 @@ class UndecidedWatch:
 
     def _gather(self, names: Sequence[str], keys: Sequence[int], verdicts: Sequence[Verdict]) -> tuple[int, str]:
         """(undecided verdicts without own doing, the first reason) over all shares; the first such, if there is one."""
-        mine = [(v.own_doing, k, reason_of(n, v)) for n, k, v in zip(names, keys, verdicts, strict=True)
-                if not v.decided]  # fmt: skip
+        mine = [
+            (verdict.own_doing, key, why_undecided(name, verdict.verdict, verdict.reason))
+            for name, key, verdict in zip(names, keys, verdicts, strict=True)
+            if not verdict.decided
+        ]
         parts = [(sum(not own for own, _, _ in mine), min(mine, default=None))]
         if self.layout.shares > 1:
             parts = parts * self.layout.shares
