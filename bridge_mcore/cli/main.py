@@ -17,6 +17,7 @@ import typer
 from bridge_mcore import __version__
 from bridge_mcore.cli import convert, data, evaluate, generate, keys, replay, report, selftest, train, verify
 from bridge_mcore.errors import BridgeError
+from bridge_mcore.monitoring.text import visible
 from bridge_mcore.platform.quiet import quieten
 from bridge_mcore.platform.ranks import joined
 
@@ -88,7 +89,7 @@ _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken p
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -38,16 +38,20 @@ def card_of(path: Path, verify: bool = True) -> dict[str, Any] | None:
         return None
     try:
         card = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{place} is no readable card ({error}); prepare the data again, or remove it") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         return None  # somebody else's card.json
-    described = card.get("outputs", {}).get(path.name)
+    outputs = card.get("outputs", {})
+    described = outputs.get(path.name) if isinstance(outputs, dict) else outputs
     if described is None:
         return None
-    if verify and (found := file_hash(path)) != described["sha256"]:
+    said = described.get("sha256") if isinstance(described, dict) else None
+    if not isinstance(said, str):
+        raise DataError(f"{place} is damaged: it has no SHA-256 of {path.name}; prepare the data again, or remove it")
+    if verify and (found := file_hash(path)) != said:
         raise DataError(
             f"{path} was changed after it was prepared: its SHA-256 is {found[:12]}…, {place} says "
-            f"{described['sha256'][:12]}…; prepare it again, or remove the card if the change is meant"
+            f"{said[:12]}…; prepare it again, or remove the card if the change is meant"
         )
     return card

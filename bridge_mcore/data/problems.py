@@ -17,6 +17,7 @@ from bridge_mcore.data.rows import BadRow, RowFormat, detect_format, is_finished
 from bridge_mcore.data.sources import read_dataset, read_file
 from bridge_mcore.data.tasks import generate_problems
 from bridge_mcore.errors import ConfigError, DataError
+from bridge_mcore.monitoring.text import visible
 
 __all__ = ["Problem", "load_problems", "problem_id", "source_name"]
 
@@ -133,7 +134,7 @@ def _load_rows(source: DataSource, name: str, default_reward: str, plugins: Coll
         raise DataError(f"{where}: every one of its {len(skipped)} rows was skipped; the first: {skipped[0]}")
     if skipped:
         _log.warning("%s: skipped %d of %d rows; the first: %s", where, len(skipped), len(skipped) + len(problems),
-                     skipped[0])  # fmt: skip
+                     visible(skipped[0]))  # fmt: skip
     return problems
 
 

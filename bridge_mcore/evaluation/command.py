@@ -27,8 +27,10 @@ from bridge_mcore.evaluation.run import (
     write_json,
 )
 from bridge_mcore.evaluation.subjects import hf_directory
+from bridge_mcore.evaluation.suites import is_record_name
 from bridge_mcore.evaluation.verifiers import Verifiers
 from bridge_mcore.monitoring.progress import phase, say
+from bridge_mcore.monitoring.text import visible
 from bridge_mcore.rewards.golds import check_golds
 from bridge_mcore.rewards.mixed import RewardSettings
 
@@ -123,7 +125,7 @@ def show_results(models: Sequence[ModelResult], form: str) -> None:
         return
     for title, rows in _tables(models):
         if form == "markdown":
-            print(f"{title}\n\n{tables.markdown(rows)}")
+            print(visible(f"{title}\n\n{tables.markdown(rows)}"))
         else:
             tables.show(rows, title)
 
@@ -171,6 +173,8 @@ def read_answers(directory: Path, tell: Callable[[str], None] = say) -> tuple[An
     try:
         settings = json.loads(path.read_text())["benchmarks"]
         asked = {name: (int(known["samples"]), list(known["problems"])) for name, known in settings.items()}
+        if not all(map(is_record_name, asked)):
+            raise ValueError("a benchmark whose name would lead elsewhere")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{directory} holds no evaluation (no readable {SETTINGS_FILE})") from None
     answered: Answered = {}
@@ -214,7 +218,7 @@ def run_scores(directories: Sequence[Path], form: str, failures: int, workers: i
 
 def _aside(text: str) -> None:
     """Say it where it is no part of what is printed for programs."""
-    print(text.encode(errors="replace").decode(), file=sys.stderr, flush=True)
+    print(visible(text.encode(errors="replace").decode()), file=sys.stderr, flush=True)
 
 
 def _labels(places: Sequence[Path]) -> list[str]:

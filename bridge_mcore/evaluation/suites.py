@@ -25,6 +25,11 @@ _HERE = Path(__file__).with_name("suites")
 SUITES: dict[str, Path] = {path.stem: path for path in sorted(_HERE.glob("*.yaml"))}
 
 
+def is_record_name(name: str) -> bool:
+    """Whether a benchmark's records can lie under this name: it is the name of a file, and leads nowhere else."""
+    return bool(name) and not name.startswith(".") and all(c.isalnum() or c in "-_.+" for c in name)
+
+
 class Answers(Section):
     """How problems are answered. What a benchmark leaves open is the suite's, and the command line's goes before."""
 
@@ -47,7 +52,7 @@ class Benchmark(Answers):
     @field_validator("name")
     @classmethod
     def _is_a_file_name(cls, name: str) -> str:
-        if not name or name.startswith(".") or not all(c.isalnum() or c in "-_.+" for c in name):
+        if not is_record_name(name):
             raise ValueError("letters, digits, '-', '_', '+' and '.' only: records are written under this name")
         if name == "average":
             raise ValueError("is what tables call the mean over benchmarks; choose another name")

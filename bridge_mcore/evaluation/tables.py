@@ -11,6 +11,7 @@ from rich.table import Table
 from bridge_mcore.evaluation.metrics import Difference, Interval
 from bridge_mcore.evaluation.records import Record
 from bridge_mcore.evaluation.results import AVERAGE, BenchmarkResult, Comparison, ModelResult, failure_kind
+from bridge_mcore.monitoring.text import visible
 
 Rows = list[list[str]]
 #: Characters of a prompt, and of each end of a response, that are shown of a wrong answer.
@@ -87,9 +88,11 @@ def show(rows: Rows, title: str) -> None:
     """Print a table on the terminal."""
     table = Table(title=title, title_justify="left")
     for i, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="left" if i == 0 or heading == "failures" else "right", overflow="fold")
+        table.add_column(
+            visible(heading), justify="left" if i == 0 or heading == "failures" else "right", overflow="fold"
+        )
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(visible, row))
     # Names of models and benchmarks are no markup.
     Console(markup=False, emoji=False, highlight=False).print(table)
 

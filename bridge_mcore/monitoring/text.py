@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 _BARS = "▁▂▃▄▅▆▇█"
+
+
+#: Characters that a terminal obeys instead of showing: controls but tab and line end, and those that turn text around.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """A text for a terminal, where what came out of a file or a model must not move the cursor or colour a lie.
+
+    Spelt as JSON spells it (``\\u001b``), so that JSON stays what it is.
+    """
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def duration(seconds: float) -> str:

@@ -31,8 +31,13 @@ def file_statistics(path: Path, tokenizer: Path | None) -> dict[str, Any]:
         "prompt_length": summary([measure.text(problem.prompt) for problem in problems]),
         "answer_length": summary([measure.text(problem.answer) for problem in problems]),
         "trace_length": summary([measure.text(trace) for trace in traces]),
-        "card": None if card is None else {"created": card["created"], "output": card["recipe"]["output"]},
+        "card": None if card is None else {"created": card.get("created"), "output": _output(card)},
     }
+
+
+def _output(card: dict[str, Any]) -> Any:
+    recipe = card.get("recipe")
+    return recipe.get("output") if isinstance(recipe, dict) else None
 
 
 def statistics_text(found: dict[str, Any]) -> str:
