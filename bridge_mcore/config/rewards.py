@@ -135,7 +135,7 @@ class Reward(Section):
     stop_undecided: Fraction | None = Field(
         0.5,
         description="a run stops, and is saved, where more than this share of the verdicts of 5 steps in a row was not "
-        "reached, or all of one step's; null: it goes on",
+        "reached, or all of one step's, or all of one reward's for 5 steps; null: it goes on",
     )
     noise: Fraction = Field(0.0, description="probability that a verdict is flipped (never in evaluations)")
     noise_seed: int = Field(0, ge=0, description="which ones are")

@@ -8,8 +8,9 @@ idle) is no sign of that: it is counted and said, but does not stop a run, which
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
@@ -26,20 +27,39 @@ _SAID = 20
 _DETAIL = re.compile(r"\d+|'[^']*'")
 
 
+@dataclass
+class _Part:
+    """One reward's verdicts of a step on one share.
+
+    Attributes:
+        undecided: without own doing.
+        decided: correct and incorrect ones.
+        first: (own doing, number of the answer, why) of the first undecided one; one that speaks against the reward
+            goes before the others.
+    """
+
+    undecided: int = 0
+    decided: int = 0
+    first: tuple[bool, int, str] | None = None
+
+
 class UndecidedWatch:
     """Looks at every step's verdicts. All methods are collective; all ranks do alike.
 
     It begins anew where a run is resumed: what was undecided before may have been mended since.
 
     Args:
-        limit: share of undecided verdicts over `WINDOW` steps above which the run stops, as it does where all of one
-            step's are; None: it never does.
+        limit: share of undecided verdicts over `WINDOW` steps above which the run stops; it stops as well where all
+            verdicts of one step are undecided, and where one reward decides nothing for `WINDOW` steps on one share: it
+            may be dead there alone, or have few of the problems. None: the run never stops.
     """
 
     def __init__(self, limit: float | None, layout: Layout) -> None:
         self.limit, self.layout = limit, layout
         #: (undecided without own doing, all verdicts, the first reason) of the last steps
         self._recent: deque[tuple[int, int, str]] = deque(maxlen=WINDOW)
+        #: steps in a row in which a reward decided nothing, by (share, its name)
+        self._silent: Counter[tuple[int, str]] = Counter()
         self._said: set[str] = set()
 
     def see(
@@ -53,41 +73,53 @@ class UndecidedWatch:
 
         Raises RunStopped where too many are undecided.
         """
-        against, reason = 0, None
-        if undecided:  # the same number on every rank: none is left alone in the gather
-            against, reason = self._gather(names, keys, verdicts)
-            shape = _DETAIL.sub("…", reason)
-            if self.layout.is_main and shape not in self._said and len(self._said) < _SAID:
-                say(f"· {undecided} of {total} answers could not be judged, the first {reason}")
-            self._said.add(shape)
-        self._recent.append((against, total, reason or ""))
-        if self.limit is not None:
-            self._stop(self.limit)
+        if not undecided:  # the same number on every rank: none is left alone in a gather
+            self._silent.clear()
+            self._recent.append((0, total, ""))
+            return None
+        shares = self._gather(names, keys, verdicts)
+        parts = {(share, name): part for share, found in enumerate(shares) for name, part in found.items()}
+        reason = min(part.first for part in parts.values() if part.first is not None)[2]
+        shape = _DETAIL.sub("…", reason)
+        if self.layout.is_main and shape not in self._said and len(self._said) < _SAID:
+            say(f"· {undecided} of {total} answers could not be judged, the first {reason}")
+        self._said.add(shape)
+        self._recent.append((sum(part.undecided for part in parts.values()), total, reason))
+        for place, part in parts.items():
+            self._silent[place] = 0 if part.decided else self._silent[place] + bool(part.undecided)
+        if self.limit is not None and (what := self._fault(self.limit, parts)):
+            raise RunStopped(
+                f"{what}. Nothing is learnt from that: mend the reward, or train on regardless with "
+                "reward.stop_undecided=null"
+            )
         return reason
 
-    def _stop(self, limit: float) -> None:
+    def _fault(self, limit: float, parts: dict[tuple[int, str], _Part]) -> str | None:
+        """Why the run cannot go on, in words; None if it can."""
         against, total, reason = self._recent[-1]
-        what = f"none of the step's {total} answers could be judged"
-        if not total or against < total:
-            against, total = (sum(counts) for counts in list(zip(*self._recent, strict=True))[:2])
-            if len(self._recent) < WINDOW or against <= limit * total:
-                return
-            reason = next(reason for count, _, reason in self._recent if count)
-            what = f"{against} of the {total} answers of the last {WINDOW} steps could not be judged"
-        raise RunStopped(
-            f"{what}, the first {reason}. Nothing is learnt from that: mend the reward, or train on regardless with "
-            "reward.stop_undecided=null"
-        )
+        if against == total:
+            return f"none of the step's {total} answers could be judged, the first {reason}"
+        against, total = (sum(counts) for counts in list(zip(*self._recent, strict=True))[:2])
+        if len(self._recent) == WINDOW and against > limit * total:
+            first = next(reason for count, _, reason in self._recent if count)
+            return f"{against} of the {total} answers of the last {WINDOW} steps could not be judged, the first {first}"
+        for (share, name), part in parts.items():
+            if self._silent[share, name] >= WINDOW and part.first is not None:
+                where = f" on share {share} of {self.layout.shares}" if self.layout.shares > 1 else ""
+                return f"the reward {name} has judged nothing{where} in {WINDOW} steps; the first {part.first[2]}"
+        return None
 
-    def _gather(self, names: Sequence[str], keys: Sequence[int], verdicts: Sequence[Verdict]) -> tuple[int, str]:
-        """(undecided verdicts without own doing, the first reason) over all shares; the first such, if there is one."""
-        mine = [
-            (verdict.own_doing, key, why_undecided(name, verdict.verdict, verdict.reason))
-            for name, key, verdict in zip(names, keys, verdicts, strict=True)
-            if not verdict.decided
-        ]
-        parts = [(sum(not own for own, _, _ in mine), min(mine, default=None))]
+    def _gather(self, names: Sequence[str], keys: Sequence[int], verdicts: Sequence[Verdict]) -> list[dict[str, _Part]]:
+        """Each share's verdicts, by reward."""
+        mine: dict[str, _Part] = {}
+        for name, key, verdict in zip(names, keys, verdicts, strict=True):
+            part = mine.setdefault(name, _Part())
+            part.decided += verdict.decided
+            if not verdict.decided:
+                part.undecided += not verdict.own_doing
+                found = (verdict.own_doing, key, why_undecided(name, verdict.verdict, verdict.reason))
+                part.first = min(part.first or found, found)
+        shares = [mine] * self.layout.shares
         if self.layout.shares > 1:
-            parts = parts * self.layout.shares
-            dist.all_gather_object(parts, parts[0], group=mpu.get_data_parallel_group(with_context_parallel=True))
-        return sum(count for count, _ in parts), min(first for _, first in parts if first is not None)[2]
+            dist.all_gather_object(shares, mine, group=mpu.get_data_parallel_group(with_context_parallel=True))
+        return shares

@@ -25,8 +25,7 @@ SLOW = Verdict("timeout", "it took more than 5 s of CPU time")
 
 def see(watch: UndecidedWatch, *verdicts: Verdict) -> str | None:
     undecided = sum(not verdict.decided for verdict in verdicts)
-    names = ["math" if verdict.verdict != "error" else "plugin:m:f" for verdict in verdicts]
-    return watch.see(names, range(len(verdicts)), verdicts, undecided, len(verdicts))
+    return watch.see(["math"] * len(verdicts), range(len(verdicts)), verdicts, undecided, len(verdicts))
 
 
 def test_a_step_without_any_verdict_stops_with_the_first_reason(capsys):
@@ -37,7 +36,7 @@ def test_a_step_without_any_verdict_stops_with_the_first_reason(capsys):
     with pytest.raises(RunStopped, match=why) as stopped:
         see(watch, SLOW, BROKEN)
     assert stopped.value.exit_code == 3 and "\n" not in str(stopped.value)
-    assert see(UndecidedWatch(None, ALONE), BROKEN, BROKEN) == "by plugin:m:f: error: " + BROKEN.reason
+    assert see(UndecidedWatch(None, ALONE), BROKEN, BROKEN) == "by math: error: " + BROKEN.reason
 
 
 @pytest.mark.parametrize(("undecided", "stops"), [(2, False), (3, True)])
@@ -52,6 +51,25 @@ def test_most_of_some_steps_stop_a_run(undecided, stops):
             see(watch, *verdicts)
     else:
         see(watch, *verdicts)
+
+
+def test_one_reward_of_several_that_is_dead_is_found():
+    """It has a fifth of the answers; a step with a verdict of it, or none undecided, begins the count anew."""
+    names = ["math"] * 4 + ["code"]
+
+    def step(watch: UndecidedWatch, last: Verdict) -> None:
+        watch.see(names, range(5), [RIGHT] * 4 + [last], int(not last.decided), 5)
+
+    watch = UndecidedWatch(0.5, ALONE)
+    for last in [BROKEN] * (WINDOW - 1) + [RIGHT] + [BROKEN] * (WINDOW - 1):
+        step(watch, last)
+    with pytest.raises(
+        RunStopped, match=rf"the reward code has judged nothing in {WINDOW} steps; the first by code: err"
+    ):
+        step(watch, BROKEN)
+    asleep = UndecidedWatch(0.5, ALONE)
+    for _ in range(2 * WINDOW):
+        step(asleep, SLEPT)
 
 
 def test_one_bad_step_is_forgotten():
@@ -69,7 +87,7 @@ def test_programs_that_sleep_are_said_and_stop_nothing(capsys):
     (line,) = capsys.readouterr().out.splitlines()
     assert line == f"· 2 of 2 answers could not be judged, the first by math: timeout: {SLEPT.reason}"
     mixed = see(UndecidedWatch(None, ALONE), SLEPT, BROKEN)
-    assert mixed is not None and mixed.startswith("by plugin:m:f"), "the reason that may stop a run goes first"
+    assert mixed is not None and mixed.startswith("by math: error"), "the reason that may stop a run goes first"
 
 
 def test_a_reason_is_said_once_whatever_its_numbers(capsys):
@@ -79,7 +97,7 @@ def test_a_reason_is_said_once_whatever_its_numbers(capsys):
     see(watch, SLOW, RIGHT)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        "· 1 of 2 answers could not be judged, the first by plugin:m:f: error: the gold answer '0' is no letter, 0",
+        "· 1 of 2 answers could not be judged, the first by math: error: the gold answer '0' is no letter, 0",
         f"· 1 of 2 answers could not be judged, the first by math: timeout: {SLOW.reason}",
     ]
 
