@@ -17,7 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 #: Tests that start ranks or servers keep all cores busy: one after another, while a second process does the rest.
 _BUSY = (
     "parallel/", "rollout/remote/", "rollout/sync/", "selftest/", "training/test_engines.py",
-    "checkpoint/test_experts.py", "checkpoint/test_resharding.py",
+    "checkpoint/test_experts.py", "checkpoint/test_resharding.py", "checkpoint/test_rescue.py",
 )  # fmt: skip
 
 

@@ -47,7 +47,8 @@ def tiny_hf(kind: str, seed: int = 0, vocab: int = 120, layers: int = 2) -> tran
         config = transformers.Gemma3TextConfig(**common, layer_types=sliding_types(layers), rope_parameters=rope)
         model = transformers.Gemma3ForCausalLM(config)
     elif kind == "olmo2":
-        model = transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**common))
+        # By default its end token lies beyond this vocabulary.
+        model = transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**common, eos_token_id=None))
     else:
         rope = LLAMA3 if kind == "llama_scaled" else {"rope_type": "default", "rope_theta": 1e4}
         config = transformers.LlamaConfig(**common, rope_parameters=rope)

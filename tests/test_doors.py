@@ -88,7 +88,7 @@ def test_no_code_of_a_model_directory_is_trusted() -> None:
                 said = given.get("trust_remote_code")
                 assert isinstance(said, ast.Constant) and said.value is False, f"{path}, line {node.lineno}"
                 seen += 1
-    assert seen >= 4
+    assert seen >= 2
 
 
 # ---- the doors, tried --------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_records_of_an_evaluation_name_neither_code_nor_places(tmp_path: Path, c
     settings = {"samples": 1, "problems": {"1": "plugin:timeit:timeit"}}
     for name in ("../../../outside", "records/../x", ".hidden", ""):
         (directory / "settings.json").write_text(json.dumps({"benchmarks": {name: settings}}))
-        assert "holds no evaluation" in refused(lambda: read_answers(directory), canary)
+        assert "is damaged at the benchmark" in refused(lambda: read_answers(directory), canary)
     (directory / "settings.json").write_text(json.dumps({"benchmarks": {"x": settings}}))
     outside.rename(directory / "records" / "x.jsonl")
     before = set(sys.modules)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
 
-from bridge_mcore.errors import TrainingError
+from bridge_mcore.errors import BridgeError, TrainingError
+from bridge_mcore.platform.locks import FileLock
 
 
 def _sync(path: Path) -> None:
@@ -88,23 +90,32 @@ def recover(directory: Path, pattern: str) -> None:
             shutil.rmtree(rest, ignore_errors=True)
 
 
-def agree(failure: BaseException | None, target: Path, temporary: Path) -> None:
-    """If any rank failed, remove `temporary` and raise on all of them. Collective.
+def _system_error(failure: BaseException | None) -> OSError | None:
+    """The error of the system that a failure is; libraries in Rust (safetensors, tokenizers) report it as text."""
+    if isinstance(failure, OSError):
+        return failure
+    found = re.search(r"\(os error (\d+)\)", str(failure))
+    return None if found is None else OSError(int(found[1]), os.strerror(int(found[1])))
+
+
+def agree(failure: BaseException | None, target: Path, temporary: Path | None) -> None:
+    """If any rank failed, remove `temporary` (None: there is none of ours) and raise on all of them. Collective.
 
     Raises TrainingError for a full disk and for other ranks' failures, and what failed here otherwise.
     """
     shared = None if isinstance(failure, KeyboardInterrupt) else first_error(failure)
     if failure is None and shared is None:
         return
-    if is_main():
+    if is_main() and temporary is not None:
         shutil.rmtree(temporary, ignore_errors=True)
-    full = isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left" in f"{failure} {shared}":  # safetensors reports it as text
+    system = _system_error(failure)
+    full = system is not None and system.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left" in f"{failure} {shared}":
         raise TrainingError(
             f"the disk is full: {target} was not written, and what was saved before is untouched; free some space"
         ) from failure
-    if isinstance(failure, OSError):
-        raise TrainingError(f"{target} could not be written: {failure}") from failure
+    if system is not None:
+        raise TrainingError(f"{target} could not be written: {system}") from failure
     if failure is not None:
         raise failure
     raise TrainingError(f"{target} was not written, because another rank failed: {shared}")
@@ -114,26 +125,35 @@ def agree(failure: BaseException | None, target: Path, temporary: Path) -> None:
 def atomic_directory(target: Path) -> Iterator[Path]:
     """Yield a temporary directory next to `target`; on success it replaces `target`, on failure it is removed.
 
-    Every rank calls it; rank 0 makes, renames and removes. What stood at `target` stays until the new directory is
-    complete on disk. A full disk raises TrainingError and leaves the old one alone.
+    Every rank calls it; rank 0 makes, renames and removes, under a lock: another process that writes `target` gets
+    LockHeld, which names this one. What stood at `target` stays until the new directory is complete on disk. A full
+    disk raises TrainingError and leaves the old one alone.
     """
     target = Path(target).resolve()
     temporary = unfinished(target)
     failure: BaseException | None = None
-    try:
-        if is_main():
-            begin(target)
-    except OSError as error:
-        failure = error
-    agree(failure, target, temporary)
-    try:
-        yield temporary
-    except BaseException as error:
-        failure = error
-    agree(failure, target, temporary)
-    try:
-        if is_main():
-            commit(temporary, target)
-    except OSError as error:
-        failure = error
-    agree(failure, target, temporary)
+    with ExitStack() as stack:
+        try:
+            if is_main():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(target.with_name(f".{target.name}.lock"), str(target)))
+        except (BridgeError, OSError) as error:
+            failure = error
+        agree(failure, target, None)
+        try:
+            if is_main():
+                begin(target)
+        except OSError as error:
+            failure = error
+        agree(failure, target, temporary)
+        try:
+            yield temporary
+        except BaseException as error:
+            failure = error
+        agree(failure, target, temporary)
+        try:
+            if is_main():
+                commit(temporary, target)
+        except OSError as error:
+            failure = error
+        agree(failure, target, temporary)

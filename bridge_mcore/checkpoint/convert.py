@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from bridge_mcore import __version__
+from bridge_mcore.checkpoint.finite import require_finite
 from bridge_mcore.checkpoint.hf import check_tensors, expected_tensors
 from bridge_mcore.checkpoint.hf_out import TEMPLATES, hf_outputs, write_companions, write_index
 from bridge_mcore.checkpoint.megatron import MegatronModel, TensorStore
@@ -27,7 +28,10 @@ from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory, Tensor
 from bridge_mcore.checkpoint.sharded import METADATA
 from bridge_mcore.checkpoint.staging import Output, Show, quiet, write_directory
 from bridge_mcore.checkpoint.with_adapter import WithAdapter
+from bridge_mcore.config.json_file import read_json_object
+from bridge_mcore.config.model_files import has_tokenizer
 from bridge_mcore.config.schema import Parallel
+from bridge_mcore.data.stops import generation_stops, load_tokenizer
 from bridge_mcore.errors import CheckpointError, ConfigError
 from bridge_mcore.model.families import Family, find_family
 from bridge_mcore.model.families.shape import ModelShape
@@ -75,7 +79,21 @@ def open_hf(directory: Path) -> Model:
     family, shape = find_family(directory)
     source = SafetensorsDirectory(directory)
     left_out = check_tensors(source, family, shape)
-    return Model(source, family, shape, directory, [directory / "config.json", *source.files()], left_out)
+    remarks = check_companions(directory, shape)
+    files = [directory / "config.json", *source.files()]
+    return Model(source, family, shape, directory, files, left_out, remarks)
+
+
+def check_companions(directory: Path, shape: ModelShape) -> list[str]:
+    """Look at what travels with a model's config.json. Returns what a user should know.
+
+    Raises CheckpointError for a tokenizer or generation_config.json that is broken or another model's.
+    """
+    generation_stops(directory)
+    if has_tokenizer(directory):
+        load_tokenizer(directory, shape.vocab_size)
+        return []
+    return [f"warning: {directory} has no tokenizer: what is written of it can neither be trained nor answer"]
 
 
 def open_megatron(directory: Path, config: Path | None = None) -> Model:
@@ -99,7 +117,8 @@ def open_megatron(directory: Path, config: Path | None = None) -> Model:
     family, shape = find_family(config)
     model = MegatronModel(store, family, shape)
     files = [directory / METADATA, *store.files()]
-    return Model(model, family, shape, Path(config), files, remarks=model.remarks())
+    remarks = [*model.remarks(), *check_companions(Path(config), shape)]
+    return Model(model, family, shape, Path(config), files, remarks=remarks)
 
 
 def latest_iteration(directory: Path) -> Path:
@@ -117,6 +136,8 @@ def with_adapter(model: Model, adapter: Path) -> Model:
     """The model with a PEFT adapter merged into it."""
     lora = read_adapter_config(adapter, model.shape)
     tensors = open_adapter(adapter, lora, model.shape)
+    for name in sorted(tensors.names()):
+        require_finite(name, tensors.tensor(name), adapter)
     source = WithAdapter(model.source, tensors.tensor, tensors.names(), lora)
     files = [*model.files, adapter / "adapter_config.json", *tensors.files()]
     return replace(model, source=source, files=files, lora=lora)
@@ -150,7 +171,7 @@ def to_hf(
 
 
 def _is_recast(model: Model, stored: set[torch.dtype]) -> bool:
-    config = json.loads((model.config / "config.json").read_text())
+    config = read_json_object(model.config / "config.json")
     said = config.get("dtype", config.get("torch_dtype"))
     return len(stored) == 1 and said is not None and f"torch.{said}" not in {str(d) for d in stored}
 

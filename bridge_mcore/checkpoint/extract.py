@@ -17,11 +17,11 @@ from bridge_mcore.checkpoint.convert import (
     open_megatron,
     to_hf,
 )
+from bridge_mcore.checkpoint.finite import require_finite
 from bridge_mcore.checkpoint.low_rank import LOSSY, extract
 from bridge_mcore.checkpoint.peft import write_adapter
 from bridge_mcore.checkpoint.run_adapter import newest_checkpoint, run_adapter
 from bridge_mcore.checkpoint.staging import Output, write_directory
-from bridge_mcore.errors import CheckpointError
 from bridge_mcore.model.lora import LoRAShape
 
 
@@ -84,8 +84,8 @@ def _write(
     first: Callable[[], None] = lambda: None,
 ) -> None:
     """Write an adapter that names `base`. `first` runs once the target is known to be free, and before it exists."""
-    if any(not torch.isfinite(t).all() for t in tensors.values()):
-        raise CheckpointError("the adapter holds values that are not finite")
+    for name, tensor in tensors.items():
+        require_finite(name, tensor, "the adapter")
 
     def write(directory: Path, _: object) -> None:
         first()

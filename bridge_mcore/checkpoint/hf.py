@@ -14,6 +14,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import Tensor, nn
 
 from bridge_mcore.checkpoint.atomic import atomic_directory
+from bridge_mcore.checkpoint.finite import is_finite, not_finite, require_finite
 from bridge_mcore.checkpoint.hf_out import write_companions
 from bridge_mcore.checkpoint.rows import parameter_shard
 from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory, TensorSource, same
@@ -86,6 +87,11 @@ def check_tensors(source: TensorSource, family: Family, shape: ModelShape) -> li
     return sorted(spare)
 
 
+def check_checkpoint(directory: Path, family: Family, shape: ModelShape) -> None:
+    """Raise CheckpointError for files that do not fit config.json. By their headers: before a model is built."""
+    check_tensors(SafetensorsDirectory(directory), family, shape)
+
+
 def raise_misfits(what: str, **problems: Sequence[str]) -> None:
     """Raise CheckpointError with everything that does not fit, by kind; nothing if there is none."""
     lines = []
@@ -138,7 +144,8 @@ def read_theta(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (global Megatron name, this rank's shard) of an HF checkpoint, one parameter at a time.
 
-    Everything is checked before the first tensor is yielded: names, shapes, and that every parameter gets a value.
+    Everything is checked before the first tensor is yielded: names, shapes, and that every parameter gets a value; that
+    values are finite, as each is yielded. Raises CheckpointError.
     """
     source = SafetensorsDirectory(directory)
     check_tensors(source, family, shape)
@@ -153,7 +160,10 @@ def read_theta(
         raise CheckpointError(f"family '{family.name}' does not say where {', '.join(unmapped)} come from")
     rank, size = mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size()
     for name, parameter in mine.items():
-        yield name, parameter_shard(source, mappings[name], shape, partition_dim_of(parameter), rank, size)
+        shard = parameter_shard(source, mappings[name], shape, partition_dim_of(parameter), rank, size)
+        if not is_finite(shard):
+            raise not_finite(source, mappings[name].hf)
+        yield name, shard
 
 
 def load_theta(chunks: Sequence[Any], directory: Path, family: Family, shape: ModelShape) -> None:
@@ -243,6 +253,7 @@ def write_hf(
                 continue
             tensor = tensor if dtype is None else tensor.to(dtype)
             try:
+                require_finite(name, tensor, target)
                 if shard is None or shard.size + tensor.nbytes > _SHARD_BYTES or shard.full(name, tensor):
                     if shard is not None:
                         shard.close()

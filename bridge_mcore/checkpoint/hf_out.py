@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bridge_mcore.checkpoint.finite import is_finite, not_finite
 from bridge_mcore.checkpoint.safetensors_dir import TensorSource
 from bridge_mcore.checkpoint.safetensors_file import SafetensorsWriter, blocks, header_of
 from bridge_mcore.checkpoint.staging import Output, Tick
+from bridge_mcore.config.json_file import read_json_object
 from bridge_mcore.errors import CheckpointError
 
 #: Bytes that a worker holds of a tensor at a time.
@@ -91,18 +93,23 @@ def copy_blocks(
     """Copy one tensor, a block of rows at a time."""
     width = prod(shape[1:]) * max(dtype.itemsize, source.dtype(name).itemsize)
     for low, high in blocks(shape[0], width, BLOCK):
-        part = cast(source.block(name, (low, high)), dtype, name)
+        part = source.block(name, (low, high))
+        if not is_finite(part):
+            raise not_finite(source, [name])
+        part = cast(part, dtype, name)
         writer.write(name, low, part)
         tick(part.nbytes)
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, name: str = "a tensor") -> Tensor:
-    """The tensor in `dtype`, itself if it is in it. Raises CheckpointError for numbers beyond float16."""
+    """The tensor in `dtype`, itself if it is in it. Raises CheckpointError for numbers beyond `dtype`."""
     if tensor.dtype == dtype:
         return tensor
     out = tensor.to(dtype)
-    if dtype == torch.float16 and bool(out.isinf().any()) and not bool(tensor.isinf().any()):
-        raise CheckpointError(f"{name} holds numbers beyond float16's largest, 65504; choose --dtype bfloat16")
+    if not is_finite(out) and is_finite(tensor):
+        kind, other = str(dtype).removeprefix("torch."), "bfloat16" if dtype == torch.float16 else "float32"
+        largest = torch.finfo(dtype).max
+        raise CheckpointError(f"{name} holds numbers beyond {kind}'s largest, {largest:.5g}; choose --dtype {other}")
     return out
 
 
@@ -116,7 +123,7 @@ def write_index(directory: Path, files: dict[str, list[str]], total: int) -> Non
 
 def write_companions(source: Path, directory: Path, dtype: torch.dtype | None) -> None:
     """config.json (with `dtype`, if the weights were cast), tokenizer, generation config and chat template."""
-    config = json.loads((source / "config.json").read_text())
+    config = read_json_object(source / "config.json")
     if dtype is not None:
         config.pop("torch_dtype", None)
         config["dtype"] = str(dtype).removeprefix("torch.")

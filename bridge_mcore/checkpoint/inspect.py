@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
@@ -13,11 +14,14 @@ import torch
 
 from bridge_mcore.checkpoint.convert import RECORD, Model, latest_iteration, open_hf, open_megatron
 from bridge_mcore.checkpoint.megatron import TensorStore
-from bridge_mcore.checkpoint.run_adapter import find_run, newest_checkpoint
+from bridge_mcore.checkpoint.peft import adapter_fields, look_at_adapter
+from bridge_mcore.checkpoint.run_adapter import find_run, has_adapter, newest_checkpoint, run_adapter
 from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory
 from bridge_mcore.checkpoint.sharded import METADATA
 from bridge_mcore.config.json_file import read_json_object, shown
+from bridge_mcore.config.model_files import has_tokenizer
 from bridge_mcore.errors import BridgeError, CheckpointError
+from bridge_mcore.model.families import find_family
 
 
 @dataclass
@@ -44,7 +48,7 @@ def inspect(path: Path, config: Path | None = None) -> Report:
     if (path / METADATA).is_file() or (path / "latest_checkpointed_iteration.txt").is_file():
         return _megatron(path, config)
     if (path / "adapter_config.json").is_file():
-        return _adapter(path)
+        return _adapter(path, config)
     if (path / "config.json").is_file():
         return _hf(path)
     raise CheckpointError(
@@ -66,7 +70,7 @@ def _hf(path: Path) -> Report:
     report.commands = [
         f"bridge-mcore convert hf-to-mcore {path} DST",
         f"bridge-mcore convert merge-adapter {path} ADAPTER DST",
-        f"bridge-mcore train CONFIG model.path={path}",
+        *([f"bridge-mcore train CONFIG model.path={path}"] if has_tokenizer(path) else []),
     ]
     return report
 
@@ -76,7 +80,10 @@ def _megatron(path: Path, config: Path | None) -> Report:
     report = Report("Megatron distributed checkpoint", str(path))
     try:
         store_path = latest_iteration(path)
-        _describe(report, open_megatron(path, config))
+        model = open_megatron(path, config)
+        _describe(report, model)
+        if has_adapter(store_path):
+            run_adapter(store_path, model.shape)
     except BridgeError as error:
         report.problem = str(error)
     if (store_path / METADATA).is_file():
@@ -109,26 +116,39 @@ def _megatron(path: Path, config: Path | None) -> Report:
     return report
 
 
-def _adapter(path: Path) -> Report:
+def _adapter(path: Path, base: Path | None) -> Report:
+    """An adapter, judged by what merging and training check; `base`: directory of its base model, if that is known."""
     report = Report("PEFT adapter", str(path))
     try:
-        config = read_json_object(path / "adapter_config.json")
+        config, special = adapter_fields(path)
         source = SafetensorsDirectory(path, "adapter_model")
     except BridgeError as error:
         report.problem = str(error)
         return report
+    named = config.get("base_model_name_or_path")
+    if base is None and isinstance(named, str) and os.path.isfile(os.path.join(named, "config.json")):
+        base = Path(named)
     sizes = {name: (source.dtype(name), source.shape(name)) for name in source.names()}
     targets = config.get("target_modules")
     report.facts = {
         "type": _plain(config.get("peft_type")),
         "rank": _plain(config.get("r")),
         "alpha": _plain(config.get("lora_alpha")),
+        "scale": "alpha / √rank (rslora)" if config.get("use_rslora") is True else "alpha / rank",
         "targets": ", ".join(str(_plain(t)) for t in targets[:20]) if isinstance(targets, list) else _plain(targets),
-        "base model": _plain(config.get("base_model_name_or_path")),
+        "base model": _plain(named),
         "parameters": sum(prod(shape) for _, shape in sizes.values()),
         "dtypes": _dtypes(sizes),
         "files": _files(source.files()),
+        "checked against": "itself: its base model is not here (--config DIR)" if base is None else str(base),
     }
+    if special:
+        report.facts["special"] = ", ".join(f"{shown(key)[1:-1]}={shown(config[key])}" for key in special[:8])
+    try:
+        look_at_adapter(path, None if base is None else find_family(base)[1])
+    except BridgeError as error:
+        report.problem = str(error)
+        return report
     report.commands = [
         f"bridge-mcore convert merge-adapter BASE {path} DST",
         f"bridge-mcore convert hf-to-mcore BASE DST --adapter {path}",
@@ -170,6 +190,8 @@ def _describe(report: Report, model: Model) -> None:
         "vocabulary": f"{shape.vocab_size}, {'tied' if shape.tied else 'not tied'} to the output",
         "context": shape.max_positions,
     }
+    if model.remarks:
+        report.facts["remarks"] = "; ".join(model.remarks)
     if model.left_out:
         report.facts["left out"] = ", ".join(model.left_out)
 

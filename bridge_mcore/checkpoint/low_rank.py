@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bridge_mcore.checkpoint.convert import Model
+from bridge_mcore.checkpoint.finite import is_finite, not_finite
 from bridge_mcore.checkpoint.peft import PREFIX
 from bridge_mcore.checkpoint.staging import Show, quiet
 from bridge_mcore.checkpoint.verify import checksum
@@ -56,8 +57,8 @@ def extract(base: Model, tuned: Model, rank: int, show: Show = quiet) -> Extract
             continue
         rows = (0, base.source.shape(name)[0])
         delta = tuned.source.block(name, rows).float() - base.source.block(name, rows).float()
-        if not torch.isfinite(delta).all():
-            raise CheckpointError(f"{name} holds values that are not finite")
+        if not is_finite(delta):
+            raise not_finite(base.source if not is_finite(base.source.block(name, rows)) else tuned.source, [name])
         r = min(rank, *sizes[paths[path]])
         stem = PREFIX + name.removesuffix(".weight")
         a, b, rest = _nearest(delta, r)

@@ -9,10 +9,13 @@ import zlib
 from pathlib import Path
 from typing import Any, TypedDict
 
+from bridge_mcore.config.json_file import read_json_object, shown
+from bridge_mcore.config.model_files import lies_inside
 from bridge_mcore.errors import CheckpointError
 
 FORMAT = 2
 MANIFEST = "checkpoint.json"
+_MOST_BYTES = 256 << 20  # of a manifest: one of ten thousand ranks has a few megabytes
 
 
 class FileEntry(TypedDict):
@@ -57,26 +60,35 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """Manifest of a checkpoint whose files are all there in full length. CheckpointError says what is not."""
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{directory} is no complete checkpoint: {MANIFEST}: {error}") from error
-    if not isinstance(manifest, dict):
-        raise CheckpointError(f"{path} is no manifest of a checkpoint")
+        manifest = read_json_object(path, _MOST_BYTES)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory} is no complete checkpoint: {error}") from error
     if manifest.get("format") != FORMAT and isinstance(manifest.get("format"), int) and "crc32" not in manifest:
         raise CheckpointError(f"{directory} has checkpoint format {manifest['format']}, this version reads {FORMAT}")
     if manifest.get("crc32") != _own_checksum(manifest):
         raise CheckpointError(f"{path} is corrupt: its checksum is not the one recorded")
     if manifest.get("format") != FORMAT:
         raise CheckpointError(
-            f"{directory} has checkpoint format {manifest.get('format')}, this version reads {FORMAT}"
+            f"{directory} has checkpoint format {shown(manifest.get('format'))}, this version reads {FORMAT}"
         )
+    _check_types(path, manifest)
     for name, entry in manifest["files"].items():
         file = directory / name
-        if Path(name).name != name:
-            raise CheckpointError(f"{path} names a file outside its directory: '{name}'")
+        if not lies_inside(name):
+            raise CheckpointError(f"{path} names a file outside its directory: {shown(name)}")
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
             raise CheckpointError(f"{file} is missing or truncated")
     return manifest
+
+
+def _check_types(path: Path, manifest: dict[str, Any]) -> None:
+    """Raise CheckpointError for a manifest that `write_manifest` does not write; its checksum is no secret."""
+    for key, kind in (("step", int), ("layout", dict), ("files", dict)):
+        if type(manifest.get(key)) is not kind:
+            raise CheckpointError(f"{path} is no manifest of a checkpoint: {key} is {shown(manifest.get(key))}")
+    for name, entry in manifest["files"].items():
+        if not isinstance(entry, dict) or not all(type(entry.get(key)) is int for key in ("bytes", "crc32")):
+            raise CheckpointError(f"{path} is no manifest of a checkpoint: files.{shown(name)} is {shown(entry)}")
 
 
 def verify_files(directory: Path, manifest: dict[str, Any], part: int = 0, parts: int = 1) -> None:

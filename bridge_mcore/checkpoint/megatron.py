@@ -110,14 +110,9 @@ class TensorStore:
         self._lock = threading.Lock()  # several threads read
         self._open: dict[str, int] = {}
         self._stored: dict[str, list[tuple[Any, Any]]] = {}
-        try:
-            for index, info in metadata.storage_data.items():
-                if index.fqn in self.tensors:
-                    self._stored.setdefault(index.fqn, []).append((index, info))
-            for key, entry in self.tensors.items():
-                _check_entry(key, entry, self._stored.get(key, []))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{self.directory / METADATA} is damaged: {error}") from error
+        for index, info in metadata.storage_data.items():
+            if index.fqn in self.tensors:
+                self._stored.setdefault(index.fqn, []).append((index, info))
 
     def files(self) -> list[Path]:
         """The files that hold the tensors."""
@@ -222,29 +217,6 @@ class TensorStore:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.directory / chunk.file} cannot be mapped: {error}") from error
         return flat.as_strided((bottom - top, *own[1:]), steps)
-
-
-def _check_entry(key: str, entry: Any, stored: list[tuple[Any, Any]]) -> None:
-    """Raise ValueError or TypeError for a tensor whose pieces the metadata cannot mean so."""
-    size = tuple(entry.size)
-    if not isinstance(entry.properties.dtype, torch.dtype) or not all(type(n) is int and n >= 0 for n in size):
-        raise ValueError(f"{key} has no dtype, or no size")
-    if len(stored) != len(entry.chunks):
-        raise ValueError(f"{key} has {len(entry.chunks)} pieces, of which {len(stored)} are in files")
-    held = 0
-    for chunk in entry.chunks:
-        offset, own = tuple(chunk.offsets), tuple(chunk.sizes)
-        numbers = (*offset, *own)
-        if len(offset) != len(size) or len(own) != len(size) or not all(type(n) is int and n >= 0 for n in numbers):
-            raise ValueError(f"a piece of {key} has another number of dimensions")
-        if any(o + n > end for o, n, end in zip(offset, own, size, strict=True)):
-            raise ValueError(f"a piece of {key} lies outside of it")
-        held += prod(own)
-    if held > prod(size):
-        raise ValueError(f"the pieces of {key} overlap")
-    for _, info in stored:
-        if type(info.offset) is not int or type(info.length) is not int or min(info.offset, info.length) < 0:
-            raise ValueError(f"a piece of {key} lies nowhere in its file")
 
 
 def _matrix(sizes: tuple[int, ...], column: int = 0) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from bridge_mcore.checkpoint.finite import is_finite, not_finite
 from bridge_mcore.checkpoint.hf_out import BLOCK, cast
 from bridge_mcore.checkpoint.megatron import Place, places
 from bridge_mcore.checkpoint.rows import parameter_rows
@@ -163,11 +164,10 @@ def megatron_outputs(source: TensorSource, shape: ModelShape, files: dict[str, l
             with io.BufferedWriter(SteadyFile(path, "w")) as file:
                 found = []
                 for piece in held:
-                    part = cast(
-                        parameter_rows(source, piece.mapping, shape, piece.rows, piece.columns),
-                        piece.dtype,
-                        piece.mapping.hf[0],
-                    )
+                    part = parameter_rows(source, piece.mapping, shape, piece.rows, piece.columns)
+                    if not is_finite(part):
+                        raise not_finite(source, piece.mapping.hf)
+                    part = cast(part, piece.dtype, piece.mapping.hf[0])
                     if part.untyped_storage().nbytes() != part.nbytes or not part.is_contiguous():
                         part = part.clone(memory_format=torch.contiguous_format)  # torch.save writes whole storages
                     start = file.tell()

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from megatron.core import parallel_state as mpu
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bridge_mcore.checkpoint.finite import require_finite
 from bridge_mcore.checkpoint.hf import gather, local_parameters, partition_dim_of, raise_misfits
 from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory
 from bridge_mcore.config.json_file import one_line, read_json_object, shown
@@ -41,17 +43,34 @@ _OTHER_MODULES = ("lm_head", "model.embed_tokens", "model.norm")
 #: Limits of what a file may ask for. A pattern is still someone else's: a short one can take exponential time on our
 #: short names, which ends with Ctrl-C and never with a wrong adapter.
 _MAX_PATTERN, _MAX_RANK = 2000, 1 << 16
+_MAX_LAYERS = 10_000
+_NAME = re.compile(re.escape(PREFIX) + r"model\.layers\.(\d{1,4})\.(.+)\.lora_([AB])\.weight")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_adapter_config(directory: Path, shape: ModelShape) -> LoRAShape:
     """The LoRA of a PEFT adapter directory. Raises CheckpointError naming what is not plain LoRA of this model."""
+    lora = _plain_lora(directory, shape.layers)
+    try:
+        return replace(lora, projections=expand_targets(lora.projections, shape))
+    except ConfigError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
+
+
+def adapter_fields(directory: Path) -> tuple[dict[str, Any], list[str]]:
+    """(adapter_config.json, its fields that say more than plain LoRA has). Raises CheckpointError."""
     path = Path(directory) / "adapter_config.json"
     config = read_json_object(path, missing=f"{directory} is no PEFT adapter: it has no adapter_config.json")
+    return config, [key for key, value in config.items() if key not in _READ | _NEUTRAL and not _is_empty(value)]
+
+
+def _plain_lora(directory: Path, layers: int) -> LoRAShape:
+    """What adapter_config.json says of a model with so many layers; its projections are those that it names."""
+    path = Path(directory) / "adapter_config.json"
+    config, wrong = adapter_fields(directory)
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{path}: peft_type is {shown(config.get('peft_type'))}, only LORA is supported")
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    wrong = [k for k, v in config.items() if k not in _READ | _NEUTRAL and not _is_empty(v)]
     wrong += [k for k, v in (("bias", ("none", None)), ("use_rslora", (None, True, False))) if config.get(k) not in v]
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= _MAX_RANK:
         wrong.append("r")
@@ -63,17 +82,13 @@ def read_adapter_config(directory: Path, shape: ModelShape) -> LoRAShape:
             f"init_lora_weights={shown(config['init_lora_weights'])} (it changed the base model; save the adapter with "
             "peft's path_initial_model_for_weight_conversion)"
         )
-    targets, faults = _chosen(config.get("target_modules"), shape.layers)
+    targets, faults = _chosen(config.get("target_modules"), layers)
     said += faults
     if said:
         more = f" and {len(said) - 8} more" if len(said) > 8 else ""
         raise CheckpointError(f"{path}: {', '.join(said[:8])}{more} cannot be expressed as w")
-    try:
-        projections = expand_targets(targets, shape)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
     assert isinstance(rank, int) and isinstance(alpha, int | float)
-    return LoRAShape(rank, float(alpha), projections, rank_stabilised=bool(config.get("use_rslora")))
+    return LoRAShape(rank, float(alpha), tuple(targets), rank_stabilised=bool(config.get("use_rslora")))
 
 
 def _is_empty(value: Any) -> bool:
@@ -125,8 +140,13 @@ def _ends(path: str) -> set[str]:
 
 def adapter_mappings(lora: LoRAShape, shape: ModelShape) -> Iterator[tuple[Plain, tuple[int, ...]]]:
     """(mapping of one adapter tensor, its full shape), in a stable order."""
-    sizes = projection_sizes(shape)
-    for layer in range(shape.layers):
+    return _mappings(lora, shape.layers, projection_sizes(shape))
+
+
+def _mappings(
+    lora: LoRAShape, layers: int, sizes: Mapping[str, tuple[int, int]]
+) -> Iterator[tuple[Plain, tuple[int, ...]]]:
+    for layer in range(layers):
         for p in lora.projections:
             n_in, n_out = sizes[p]
             for letter, full in (("A", (lora.rank, n_in)), ("B", (n_out, lora.rank))):
@@ -138,17 +158,45 @@ def adapter_mappings(lora: LoRAShape, shape: ModelShape) -> Iterator[tuple[Plain
 def open_adapter(directory: Path, lora: LoRAShape, shape: ModelShape) -> SafetensorsDirectory:
     """The tensors of a PEFT adapter. Missing, unexpected, misshapen and quantised ones are listed, all at once."""
     source = SafetensorsDirectory(directory, "adapter_model")
-    expected = {m.hf[0]: full for m, full in adapter_mappings(lora, shape)}
+    _check_fits(source, {m.hf[0]: full for m, full in adapter_mappings(lora, shape)}, "the model")
+    return source
+
+
+def look_at_adapter(directory: Path, shape: ModelShape | None) -> LoRAShape:
+    """All that merging an adapter, or training from it, checks: fields, tensors, finite values.
+
+    shape: of the base model; None if it is not there: the tensors must then fit one another in every layer.
+    Raises CheckpointError.
+    """
+    source = SafetensorsDirectory(directory, "adapter_model")
+    if shape is not None:
+        lora = read_adapter_config(directory, shape)
+        open_adapter(directory, lora, shape)
+    else:
+        found = [(int(m[1]), m[2], m[3], m[0]) for name in sorted(source.names()) if (m := _NAME.fullmatch(name))]
+        layers = 1 + max((layer for layer, *_ in found), default=0)
+        lora = _plain_lora(directory, min(layers, _MAX_LAYERS))
+        ends = {end: p for p, end in HF_PATHS.items()}
+        held = {(ends[end], letter): source.shape(name) for _, end, letter, name in found if end in ends}
+        if set(lora.projections) == set(LORA_PROJECTIONS):  # all that the model has: of experts none are adapted
+            lora = replace(lora, projections=tuple(p for p in LORA_PROJECTIONS if (p, "A") in held))
+        sizes = {p: ((0, *held.get((p, "A"), ()))[-1], (*held.get((p, "B"), ()), 0)[0]) for p in lora.projections}
+        _check_fits(source, {m.hf[0]: full for m, full in _mappings(lora, layers, sizes)}, "its adapter_config.json")
+    for name in sorted(source.names()):
+        require_finite(name, source.tensor(name), directory)
+    return lora
+
+
+def _check_fits(source: SafetensorsDirectory, expected: Mapping[str, tuple[int, ...]], what: str) -> None:
     names = source.names()
     held = [n for n in expected if n in names]
     raise_misfits(
-        f"{directory} does not fit the model",
+        f"{source.directory} does not fit {what}",
         missing=sorted(set(expected) - names),
         unexpected=sorted(names - set(expected)),
         misshapen=[f"{n}: {source.shape(n)} instead of {expected[n]}" for n in held if source.shape(n) != expected[n]],
         quantised=[f"{n}: {source.dtype(n)}" for n in held if source.dtype(n) not in _FLOATS],
     )
-    return source
 
 
 def load_adapter(chunks: Sequence[Any], directory: Path, lora: LoRAShape, shape: ModelShape) -> None:
@@ -160,6 +208,7 @@ def load_adapter(chunks: Sequence[Any], directory: Path, lora: LoRAShape, shape:
         for mapping, _ in adapter_mappings(lora, shape):
             if mapping.mcore in mine:
                 parameter, full = mine[mapping.mcore], source.tensor(mapping.hf[0])
+                require_finite(mapping.hf[0], full, directory)
                 dim = partition_dim_of(parameter)
                 parameter.copy_(full if dim is None else mapping.shard(full, dim, size)[rank])
 
@@ -189,7 +238,12 @@ def merged_tensors(
 
 
 def write_adapter(directory: Path, tensors: dict[str, Tensor], lora: LoRAShape, base: str | None) -> None:
-    """Write adapter_config.json and adapter_model.safetensors. `base`: path of the base model to name; None: none."""
+    """Write adapter_config.json and adapter_model.safetensors. `base`: path of the base model to name; None: none.
+
+    Raises CheckpointError for a tensor that is not finite.
+    """
+    for name, tensor in tensors.items():
+        require_finite(name, tensor, directory)
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from bridge_mcore.checkpoint.finite import require_finite
 from bridge_mcore.checkpoint.manifest import list_checkpoints
 from bridge_mcore.checkpoint.megatron import Place, TensorStore
 from bridge_mcore.checkpoint.peft import adapter_mappings, read_adapter_config
@@ -81,6 +82,7 @@ def run_adapter(checkpoint: Path, shape: ModelShape, alpha: float | None = None)
             found = "missing" if key is None else f"{store.shape(key)} instead of {full}"
             raise CheckpointError(f"{checkpoint}: {mapping.mcore} is {found}")
         out[mapping.hf[0]] = store.read(Place(key), (0, full[0])).clone()
+        require_finite(mapping.mcore, out[mapping.hf[0]], checkpoint)
     if held:
         raise CheckpointError(f"{checkpoint} holds {sorted(held)[0]}, which is no part of such an adapter")
     return lora, out

@@ -8,6 +8,7 @@ bit; on another the tensors are the same bits, and only sums in another order di
 
 from __future__ import annotations
 
+import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,8 @@ from bridge_mcore.checkpoint.sharded import (
     write_pieces,
 )
 from bridge_mcore.checkpoint.trained import Trained, merge_states, parse_state
-from bridge_mcore.errors import CheckpointError
+from bridge_mcore.errors import BridgeError, CheckpointError
+from bridge_mcore.platform.distributed import all_arrive
 
 if TYPE_CHECKING:
     from bridge_mcore.training.policy import Policy
@@ -47,6 +49,8 @@ __all__ = ["CheckpointWriter", "list_checkpoints", "load_state", "prune", "read_
 _STATE = "state.json"
 #: Entries of `layout` that a resume must repeat; the others are sizes of the layout, which may change.
 _FIXED = ("method", "optimizer")
+#: How long ranks wait for one another after a failure: less than a launcher leaves them.
+_RESCUE_SECONDS = 10.0
 
 
 @dataclass
@@ -63,6 +67,9 @@ class _Writing:
     results: list[Any] = field(default_factory=list)
     failure: Exception | None = None
     thread: threading.Thread | None = None
+    #: Whether the thread has written all. Not its `is_alive` or `join`: a Ctrl-C in a join has Python (3.11) take a
+    #: thread that still runs for one that has ended.
+    done: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
         try:
@@ -70,6 +77,7 @@ class _Writing:
         except Exception as error:  # the ranks agree on it in the main thread
             self.failure = error
         self.pieces = []
+        self.done.set()
 
 
 class CheckpointWriter:
@@ -78,6 +86,9 @@ class CheckpointWriter:
     A background save copies what this rank writes to host memory and returns; training goes on while a thread writes.
     It gets its name in a later `poll` or `finish`: all methods are collective, and a failed write raises
     TrainingError there, on every rank. Older checkpoints go only after the new one is complete and verified.
+
+    As a context manager it finishes what is being written however the block ends: nothing that fails while a step is
+    taken costs the checkpoint of the one before, unless ranks are lost with it.
     """
 
     def __init__(self, directory: Path, keep: int | None = None, asynchronous: bool = False) -> None:
@@ -87,6 +98,27 @@ class CheckpointWriter:
         self._device = torch.device("cpu")
         self._writing: _Writing | None = None
         self._plan: Plan | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is None:
+            self.finish()
+        elif self._writing is not None and self._writing.thread is not None:
+            self._rescue(self._writing)
+
+    def _rescue(self, writing: _Writing) -> None:
+        """After a failure: finish if all ranks are still there to do so; at least let no thread write on."""
+        problem = "other ranks are gone"
+        if all_arrive(_RESCUE_SECONDS):
+            try:
+                self.finish()
+                return
+            except (BridgeError, RuntimeError) as error:  # what the block has raised is what the user must read
+                problem = str(error)
+        writing.done.wait()
+        print(f"warning: {writing.target} could not be finished: {problem}", file=sys.stderr, flush=True)
 
     def save(self, policy: Policy, step: int, extra: dict[str, Any], layout: dict[str, Any]) -> Path:
         """Save as `directory`/step_N; waits for an earlier save. Returns that path, which may not be there yet.
@@ -120,14 +152,15 @@ class CheckpointWriter:
         except Exception as error:
             failure = error
         atomic.agree(failure, target, temporary)
-        self._writing = writing
         if not self.asynchronous:
+            self._writing = writing
             writing.run()
             self._complete()
             return target
         # Not a daemon: a process that ends lets it finish, instead of tearing it down inside torch.
         writing.thread = threading.Thread(target=writing.run, name=f"checkpoint of step {step}")
         writing.thread.start()
+        self._writing = writing  # from here on it is waited for, so the thread must run
         return target
 
     def _snapshot(self, policy: Policy, pieces: list[ShardedTensor]) -> list[ShardedTensor]:
@@ -144,8 +177,7 @@ class CheckpointWriter:
         """Give a background save its name if all ranks have written theirs. The new checkpoint, or None. Collective."""
         if self._writing is None:
             return None
-        assert self._writing.thread is not None
-        done = torch.tensor(int(not self._writing.thread.is_alive()), device=self._device)
+        done = torch.tensor(int(self._writing.done.is_set()), device=self._device)
         dist.all_reduce(done, op=dist.ReduceOp.MIN)
         return self._complete() if done else None
 
@@ -153,14 +185,13 @@ class CheckpointWriter:
         """Wait for a background save and give it its name. The new checkpoint, or None. Collective."""
         if self._writing is None:
             return None
-        assert self._writing.thread is not None
-        self._writing.thread.join()
+        self._writing.done.wait()
         return self._complete()
 
     def _complete(self) -> Path:
         """Finish the save that all ranks have written: metadata, manifest, name; then prune. Collective."""
         writing, self._writing = self._writing, None
-        assert writing is not None and self._plan is not None
+        assert writing is not None and self._plan is not None and writing.done.is_set()
         atomic.agree(writing.failure, writing.target, writing.temporary)
         main = dist.get_rank() == 0
         written: list[Any] | None = [None] * dist.get_world_size() if main else None
@@ -253,6 +284,18 @@ def load_state(
             "streams start anew, and sums in another order round differently"
         )
     return manifest["step"], saved["extra"]
+
+
+def read_extra(directory: Path) -> tuple[int, Any]:
+    """(step, extra) of a checkpoint, without its tensors. Collective; raises CheckpointError on every rank."""
+    failure: BaseException | None = None
+    step, extra = 0, None
+    try:
+        step, extra = read_manifest(directory)["step"], _read_state(directory)["extra"]
+    except CheckpointError as error:
+        failure = error
+    _agree(failure)
+    return step, extra
 
 
 def _read_state(directory: Path) -> dict[str, Any]:

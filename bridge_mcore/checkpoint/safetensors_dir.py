@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import weakref
 from collections.abc import Iterable
@@ -13,10 +12,12 @@ import torch
 from torch import Tensor
 
 from bridge_mcore.checkpoint.safetensors_file import Stored, read_header, window
+from bridge_mcore.config.json_file import read_json_object, shown
+from bridge_mcore.config.model_files import lies_inside
 from bridge_mcore.errors import CheckpointError
 
 #: Largest index that is read: a million tensors need no more.
-_MAX_INDEX = 256 << 20
+MAX_INDEX = 256 << 20
 
 
 class TensorSource(Protocol):
@@ -123,21 +124,16 @@ class SafetensorsDirectory:
 
 def _read_index(path: Path) -> dict[str, str]:
     """Tensor -> file of an index, whose files are all in its directory."""
-    try:
-        size = path.stat().st_size
-        if size > _MAX_INDEX:
-            raise ValueError(f"it has {size} bytes, more than any index needs")
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-        files = {str(k): str(v) for k, v in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a valid index: {error!r}") from error
+    files = read_json_object(path, MAX_INDEX).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise CheckpointError(f"{path} is not a valid index: it has no weight_map of tensors to files")
     if not files:
         raise CheckpointError(f"{path} is not a valid index: it names no tensor")
     for name in sorted(set(files.values())):
-        if Path(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
-            raise CheckpointError(f"{path} points outside its directory: '{name}'")
+        if not lies_inside(name):
+            raise CheckpointError(f"{path} points outside its directory: {shown(name)}")
         if not name.endswith(".safetensors"):
-            raise CheckpointError(f"{path} names '{name}', which is no safetensors file; nothing else is read")
+            raise CheckpointError(f"{path} names {shown(name)}, which is no safetensors file; nothing else is read")
     return files
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bridge_mcore.config.json_file import one_line, parse_json
 from bridge_mcore.errors import CheckpointError
 
 DTYPES = {
@@ -64,12 +65,12 @@ def read_header(path: Path) -> dict[str, Stored]:
                 raise ValueError(f"its header would end at byte {8 + length} of {size}")
             if length > MAX_HEADER:
                 raise ValueError(f"its header of {length} bytes is beyond the format's limit of {MAX_HEADER}")
-            header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
+            header = parse_json(file.read(length), _without_repeats)
         return _tensors(header, 8 + length, size)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is corrupt or truncated ({error}); fetch or write it again") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is corrupt or truncated ({one_line(error)}); fetch or write it again") from error
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -43,10 +43,14 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
+from bridge_mcore.checkpoint.dcp_pickle import MetadataUnpickler, check_entry
+from bridge_mcore.checkpoint.finite import require_finite
 from bridge_mcore.checkpoint.manifest import FileEntry, checksum, write_file
+from bridge_mcore.config.json_file import one_line
 from bridge_mcore.errors import CheckpointError, TrainingError
 
 METADATA = ".metadata"
+_WEIGHTS = ("theta/", "w/", "slot/")
 _MOST_BYTES = 512 << 20  # of the metadata: a million pieces take less
 
 
@@ -120,6 +124,12 @@ def _describe(pieces: Iterable[tuple], tensors: dict[str, TensorStorageMetadata]
     return None
 
 
+def _require_finite(piece: ShardedTensor, directory: Path) -> None:
+    """Raise CheckpointError for weights (not moments) that are not finite: a run cannot go on from them."""
+    if piece.key.startswith(_WEIGHTS) and piece.data is not None:
+        require_finite(piece.key, piece.data, directory)
+
+
 class _Tap:
     """A file that keeps the checksum of what is written to it."""
 
@@ -153,10 +163,13 @@ def write_pieces(directory: Path, pieces: list[ShardedTensor]) -> tuple[dict[str
     """Write this rank's share (on the host) to a file of its own, and read it back. No collectives: runs in a thread.
 
     Returns the files with their checksums, and DCP's record of where in them each piece lies.
-    Raises OSError for a full disk, TrainingError for a file that does not read back as it was written.
+    Raises OSError for a full disk, TrainingError for a file that does not read back as it was written, CheckpointError
+    for weights that are not finite.
     """
     if not pieces:
         return {}, []
+    for piece in pieces:
+        _require_finite(piece, directory)
     by_key: dict[str, list[Any]] = {}
     for piece in pieces:
         by_key.setdefault(piece.key, []).append(piece)
@@ -200,41 +213,6 @@ def write_metadata(
     }
 
 
-_DCP = "torch.distributed.checkpoint"
-_ALLOWED = {
-    *(
-        (f"{_DCP}.metadata", name)
-        for name in (
-            "Metadata", "TensorStorageMetadata", "ChunkStorageMetadata", "TensorProperties", "MetadataIndex",
-            "StorageMeta", "_MEM_FORMAT_ENCODING", "BytesStorageMetadata",
-        )
-    ),
-    *((f"{_DCP}.planner", name) for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")),
-    (f"{_DCP}.filesystem", "_StorageInfo"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-}  # fmt: skip
-
-
-class _Ignored:
-    """Stands for an object that is not needed."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Knows the classes of DCP's metadata and no others: a pickle could name any function to be called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.partition(".")[0] == "pathlib":  # where it was written, which concerns nobody
-            return _Ignored
-        allowed = (module, name) in _ALLOWED or (module == "torch" and isinstance(getattr(torch, name, 0), torch.dtype))
-        if not allowed:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return super().find_class(module, name)
-
-
 def read_metadata(
     directory: Path, files: Collection[str], others: bool = False
 ) -> tuple[Metadata, dict[str, TensorStorageMetadata]]:
@@ -247,22 +225,33 @@ def read_metadata(
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError("it is far larger than any checkpoint's")
-        metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
+        metadata = MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
         entries = {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
         places = {info.relative_path for info in metadata.storage_data.values()}
+        stored: dict[str, list[Any]] = {}
+        for index, info in metadata.storage_data.items():
+            stored.setdefault(index.fqn, []).append(info)
+        for key, entry in entries.items():
+            check_entry(key, entry, stored.get(key, []))
     except Exception as error:  # an unpickler can raise nearly anything
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} is damaged: {one_line(error) or type(error).__name__}") from error
     if len(entries) != len(metadata.state_dict_metadata) and not others:
         raise CheckpointError(f"{path} holds objects that are no tensors; they are not loaded")
     if not places <= set(files):
         raise CheckpointError(f"{path} names files that are not of the checkpoint: {sorted(places - set(files))[:3]}")
+    ends: dict[str, int] = {}
+    for info in metadata.storage_data.values():
+        ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
+    for name, end in ends.items():
+        if (directory / name).stat().st_size < end:
+            raise CheckpointError(f"{directory / name} is truncated: {METADATA} says that it has {end} bytes")
     return metadata, entries
 
 
 def read_pieces(directory: Path, metadata: Metadata, pieces: list[ShardedTensor]) -> None:
     """Fill the pieces' tensors, in place, from whatever pieces are stored. No collectives.
 
-    Raises CheckpointError if anything cannot be read, or a part of a piece is in no file.
+    Raises CheckpointError if anything cannot be read, a part of a piece is in no file, or weights are not finite.
     """
     by_key: dict[str, list[Any]] = {}
     for piece in pieces:
@@ -280,7 +269,9 @@ def read_pieces(directory: Path, metadata: Metadata, pieces: list[ShardedTensor]
         reader = FileSystemReader(directory)
         reader.set_up_storage_reader(metadata, False)
         reader.read_data(reader.prepare_local_plan(plan), planner)
+        for piece in pieces:
+            _require_finite(piece, directory)
     except CheckpointError:
         raise
     except Exception as error:  # torch's unpickler, its zip reader and DCP raise nearly anything
-        raise CheckpointError(f"{directory} cannot be read: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{directory} cannot be read: {type(error).__name__}: {one_line(error)}") from error

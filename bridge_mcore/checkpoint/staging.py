@@ -6,7 +6,6 @@ run of the same job keeps those and writes the rest. The directory gets its name
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import queue
@@ -14,13 +13,14 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bridge_mcore.checkpoint import atomic
+from bridge_mcore.config.json_file import parse_json
 from bridge_mcore.errors import CheckpointError
+from bridge_mcore.platform.locks import FileLock
 
 _JOURNAL = ".journal"
 _SLACK = 64 << 20  # free bytes beyond what the files need: indices, configuration, the file system's own
@@ -63,13 +63,14 @@ def write_directory(
         job: what is done, JSON: files of an unfinished directory are kept only if it says the same.
         replace: whether a directory that stands at `target` may be replaced; None: nothing may stand there.
     Raises:
-        CheckpointError: if something stands at the target, another process writes it, or the disk is too small.
+        CheckpointError: if something stands at the target, or the disk is too small.
+        LockHeld: if another process writes it.
         TrainingError: for a disk that fills up all the same. Nothing is left behind then; what stood there stays.
     """
     target = Path(target).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     # Held to the end: whoever comes meanwhile must neither put an old directory back nor clean up after this writer.
-    with _locked(target, say):
+    with FileLock(target.with_name(f".{target.name}.lock"), str(target), say):
         _put_back(target)
         occupied = target.exists() and not (target.is_dir() and not any(target.iterdir()))
         if occupied and (not target.is_dir() or replace is None or not replace(target)):
@@ -101,32 +102,6 @@ def _put_back(target: Path) -> None:
             old.rename(target)
 
 
-@contextmanager
-def _locked(target: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Only one process at a time is inside, for one target. Raises CheckpointError if another one is."""
-    path = target.with_name(f".{target.name}.lock")
-    while True:
-        file = open(path, "a")  # noqa: SIM115 - closed below
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise CheckpointError(f"another process is writing {target}; wait for it, or choose another name") from None
-        except OSError as error:
-            say(f"· warning: {path} cannot be locked here ({error}): nothing else may write {target} meanwhile")
-        try:
-            if os.fstat(file.fileno()).st_ino == os.stat(path).st_ino:
-                break
-        except FileNotFoundError:
-            pass
-        file.close()  # whoever had it before has just removed it
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
-
-
 def _recall(
     temporary: Path, job: Mapping[str, Any], outputs: Sequence[Output], say: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -134,7 +109,7 @@ def _recall(
     lines = []
     try:
         for line in (temporary / _JOURNAL).read_text().splitlines():
-            lines.append(json.loads(line))
+            lines.append(parse_json(line))
     except (OSError, ValueError):
         pass  # none yet, or its last line is torn
     wanted = {o.name for o in outputs}

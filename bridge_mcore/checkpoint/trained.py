@@ -19,6 +19,8 @@ from torch import Tensor
 
 from bridge_mcore.checkpoint import hf
 from bridge_mcore.checkpoint.pieces import Held, hold
+from bridge_mcore.checkpoint.state_types import check_state
+from bridge_mcore.config.json_file import one_line, parse_json, shown
 from bridge_mcore.errors import CheckpointError
 from bridge_mcore.slots.optimizer import ADAPTER, BASE, Master
 
@@ -112,13 +114,20 @@ class Trained:
         return out
 
     def restore_rng(self, saved: dict[str, Any]) -> None:
-        """Go on with the random numbers of this rank's `_rng`."""
-        torch.set_rng_state(_decode(saved["torch"]))
-        if self.policy.platform.kind != "cpu" and "device" in saved:
-            torch.cuda.set_rng_state(_decode(saved["device"]))
-        if saved["tracker"]:
-            states = dict(get_cuda_rng_tracker().get_states())
-            get_cuda_rng_tracker().set_states({**states, **{k: _decode(v) for k, v in saved["tracker"].items()}})
+        """Go on with the random numbers of this rank's `_rng`. Raises CheckpointError for states of another kind."""
+        try:
+            torch.set_rng_state(_decode(saved["torch"]))
+            if self.policy.platform.kind != "cpu" and "device" in saved:
+                torch.cuda.set_rng_state(_decode(saved["device"]))
+        except RuntimeError as error:
+            raise CheckpointError(f"a random number state cannot be restored: {one_line(error)}") from error
+        states = dict(get_cuda_rng_tracker().get_states())
+        tracked = {k: _decode(v) for k, v in saved["tracker"].items()}
+        strange = [k for k, v in tracked.items() if k in states and v.numel() != states[k].numel()]
+        if strange:
+            raise CheckpointError(f"a random number state cannot be restored: {shown(strange[0])} has another length")
+        if tracked:
+            get_cuda_rng_tracker().set_states({**states, **tracked})
 
     def prepare(self, saved: dict[str, Any], dtype_of: Callable[[str], torch.dtype | None]) -> list[str]:
         """Make room for the recorded state: moments without values yet, step counts, zeros where nothing is stored.
@@ -213,16 +222,12 @@ def merge_states(parts: Iterable[dict[str, Any]], extra: dict[str, Any]) -> byte
 
 def parse_state(content: bytes) -> dict[str, Any]:
     """`state.json`, with its records by owner and parameter again. Raises ValueError for anything else."""
-    state = json.loads(content)
-    try:
-        if not {"extra", "slots", "group_steps", "rng"} <= state.keys():
-            raise ValueError("it is no state of a run")
-        state["records"] = {
-            owner: {name: record for record, names in groups for name in names}
-            for owner, groups in state["records"].items()
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"it is no state of a run: {error!r}") from error
+    state = parse_json(content)
+    check_state(state)
+    state["records"] = {
+        owner: {name: record for record, names in groups for name in names}
+        for owner, groups in state["records"].items()
+    }
     return state
 
 

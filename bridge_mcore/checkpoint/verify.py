@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from bridge_mcore.checkpoint.convert import Model, open_hf, open_megatron
 from bridge_mcore.checkpoint.hf_out import BLOCK, cast
 from bridge_mcore.checkpoint.rows import parameter_rows
-from bridge_mcore.checkpoint.safetensors_dir import TensorSource
+from bridge_mcore.checkpoint.safetensors_dir import MAX_INDEX, TensorSource
 from bridge_mcore.checkpoint.safetensors_file import blocks, bytes_of
 from bridge_mcore.checkpoint.staging import Show, quiet
+from bridge_mcore.config.json_file import one_line, read_json_object
 from bridge_mcore.config.schema import Parallel
 from bridge_mcore.errors import CheckpointError
 
@@ -69,13 +70,16 @@ def write_checksums(directory: Path, found: dict[str, int]) -> None:
 
 def read_checksums(directory: Path) -> dict[str, int] | None:
     """What `write_checksums` left; None if there is nothing."""
-    try:
-        tensors = json.loads((directory / CHECKSUMS).read_text())["tensors"]
-        return {name: int(value, 16) for name, value in tensors.items()}
-    except FileNotFoundError:
+    path = directory / CHECKSUMS
+    if not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{directory / CHECKSUMS} cannot be read: {error}") from error
+    tensors = read_json_object(path, MAX_INDEX).get("tensors")
+    try:
+        if not isinstance(tensors, dict):
+            raise ValueError("it names no tensors")
+        return {name: int(value, 16) for name, value in tensors.items()}
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
+from bridge_mcore.cli.options import MOST_PROCESSES, MOST_TOKENS, user_path
 from bridge_mcore.config.json_file import one_line
+from bridge_mcore.config.outputs import directory_problem
 from bridge_mcore.errors import CheckpointError, ConfigError
 from bridge_mcore.monitoring.progress import say
 
@@ -22,60 +20,25 @@ if TYPE_CHECKING:
 
     from bridge_mcore.checkpoint.convert import Model, Options
 
-#: What to do about the errors of the system that a user can mend.
-_HINTS = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "; mend its permissions, or choose another place"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "; a part of this path is a file: choose another place"),
-    errno.EROFS: "; choose another place",
-    errno.ELOOP: "; give the directory that is meant, without symbolic links",
-    errno.ENAMETOOLONG: "; choose a shorter name",
-}
 
-
-class _Group(TyperGroup):
-    """Commands in which an error of the system is one that a user can mend: all that they touch is the user's files."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # of our own output: whoever read it has gone
-            raise
-        except OSError as error:
-            raise _refusal(error, error.filename or "a file") from error
-
-
-def _refusal(error: OSError, what: object) -> ConfigError:
-    hint = _HINTS.get(error.errno or 0, "")
-    return ConfigError(f"{one_line(what, 200)} cannot be used: {error.strerror or error}{hint}")
-
-
-def _path(path: Path | None) -> Path | None:
-    """A path as it was typed, with `~` spelt out. ConfigError for one that leads nowhere by any means."""
-    if path is None:
-        return None
-    try:
-        path = path.expanduser()
-    except RuntimeError:
-        raise ConfigError(f"{path}: there is no such user here; spell the directory out") from None
-    try:
-        os.stat(path)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES):
-            raise _refusal(error, path) from None
+def _target(path: Path) -> Path:
+    """Where a checkpoint goes. ConfigError, before anything is read, if nothing can be written there."""
+    path = user_path(path)
+    if (problem := directory_problem(path)) is not None:
+        raise ConfigError(f"DST = {one_line(path, 200)}: {problem}")
     return path
 
 
 app = typer.Typer(
-    cls=_Group,
     help="Convert checkpoints between Hugging Face, Megatron and PEFT, exactly and in bounded memory.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 DtypeName = Literal["keep", "float32", "bfloat16", "float16"]
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="What to read.", callback=_path)]
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="What to read.", callback=user_path)]
 Target = Annotated[
-    Path, typer.Argument(metavar="DST", help="Directory to write; it appears when it is complete.", callback=_path)
+    Path, typer.Argument(metavar="DST", help="Directory to write; it appears when it is complete.", callback=_target)
 ]
 Dtype = Annotated[DtypeName, typer.Option(help="Data type to write; 'keep' leaves every tensor's as it is.")]
 Verify = Annotated[
@@ -84,10 +47,12 @@ Verify = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace a checkpoint that lies at DST.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Files written at a time.  [default: cores, at most 4]", show_default=False),
+    typer.Option(
+        min=1, max=1024, metavar="N", help="Files written at a time.  [default: cores, at most 4]", show_default=False
+    ),
 ]
 ShardGB = Annotated[
-    float, typer.Option("--shard-gb", min=0.001, metavar="GB", help="Largest safetensors file, 10^9 bytes.")
+    float, typer.Option("--shard-gb", min=0.001, max=1e6, metavar="GB", help="Largest safetensors file, 10^9 bytes.")
 ]
 Config = Annotated[
     Path | None,
@@ -96,12 +61,12 @@ Config = Annotated[
         metavar="DIR",
         help="Directory with the model's config.json and tokenizer, where SRC does not say.",
         show_default=False,
-        callback=_path,
+        callback=user_path,
     ),
 ]
 Adapter = Annotated[
     Path | None,
-    typer.Option("--adapter", metavar="DIR", help="PEFT adapter to merge.", show_default=False, callback=_path),
+    typer.Option("--adapter", metavar="DIR", help="PEFT adapter to merge.", show_default=False, callback=user_path),
 ]
 
 
@@ -109,13 +74,18 @@ Adapter = Annotated[
 def hf_to_mcore(
     source: Source,
     target: Target,
-    tp: Annotated[int, typer.Option("--tp", min=1, help="Tensor-parallel size that the files are laid out for.")] = 1,
-    pp: Annotated[int, typer.Option("--pp", min=1, help="Pipeline-parallel size.")] = 1,
-    vpp: Annotated[int, typer.Option("--vpp", min=1, help="Virtual pipeline stages of each process.")] = 1,
-    ep: Annotated[int, typer.Option("--ep", min=1, help="Expert-parallel size.")] = 1,
+    tp: Annotated[
+        int,
+        typer.Option("--tp", min=1, max=MOST_PROCESSES, help="Tensor-parallel size that the files are laid out for."),
+    ] = 1,
+    pp: Annotated[int, typer.Option("--pp", min=1, max=MOST_PROCESSES, help="Pipeline-parallel size.")] = 1,
+    vpp: Annotated[
+        int, typer.Option("--vpp", min=1, max=MOST_PROCESSES, help="Virtual pipeline stages of each process.")
+    ] = 1,
+    ep: Annotated[int, typer.Option("--ep", min=1, max=MOST_PROCESSES, help="Expert-parallel size.")] = 1,
     dtype: Dtype = "keep",
     pad_vocab_to: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Pad the vocabulary to a multiple of N and of TP.")
+        int, typer.Option(min=1, max=MOST_TOKENS, metavar="N", help="Pad the vocabulary to a multiple of N and of TP.")
     ] = 1,
     adapter: Adapter = None,
     verify: Verify = False,
@@ -190,8 +160,8 @@ def hf_to_hf(
 
 @app.command("merge-adapter")
 def merge_adapter(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="Hugging Face checkpoint.", callback=_path)],
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="PEFT LoRA adapter of it.", callback=_path)],
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="Hugging Face checkpoint.", callback=user_path)],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="PEFT LoRA adapter of it.", callback=user_path)],
     target: Target,
     dtype: Dtype = "keep",
     shard_gb: ShardGB = 5.0,
@@ -207,7 +177,7 @@ def merge_adapter(
 def extract_adapter(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SRC", help="A run, its checkpoint, or a tuned Hugging Face model.", callback=_path),
+        typer.Argument(metavar="SRC", help="A run, its checkpoint, or a tuned Hugging Face model.", callback=user_path),
     ],
     target: Target,
     base: Annotated[
@@ -216,13 +186,19 @@ def extract_adapter(
             metavar="DIR",
             help="Of a tuned model: the one it came from; the adapter is their difference.",
             show_default=False,
-            callback=_path,
+            callback=user_path,
         ),
     ] = None,
-    rank: Annotated[int, typer.Option(min=1, metavar="R", help="Rank of that adapter.")] = 16,
+    rank: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="R", help="Rank of that adapter.")] = 16,
     alpha: Annotated[
         float | None,
-        typer.Option(metavar="A", help="LoRA's alpha, if SRC is a checkpoint outside its run.", show_default=False),
+        typer.Option(
+            min=1e-9,
+            max=1e9,
+            metavar="A",
+            help="LoRA's alpha, if SRC is a checkpoint outside its run.",
+            show_default=False,
+        ),
     ] = None,
     with_base: Annotated[
         Path | None,
@@ -231,7 +207,7 @@ def extract_adapter(
             metavar="DIR",
             help="Of a run: write its θ there too, as a Hugging Face checkpoint; the adapter names it.",
             show_default=False,
-            callback=_path,
+            callback=user_path,
         ),
     ] = None,
     dtype: Annotated[DtypeName, typer.Option(help="Data type of that θ; the adapter is fp32.")] = "keep",
@@ -245,8 +221,6 @@ def extract_adapter(
     """
     if base is not None and with_base is not None:
         raise ConfigError("--base is for a tuned model, --with-base for a run; choose one")
-    if alpha is not None and not 0 < alpha < math.inf:
-        raise ConfigError(f"--alpha {alpha}: must be a positive number")
     kind = _prepare(dtype)
     from bridge_mcore.checkpoint.extract import from_models, from_run
 
@@ -261,7 +235,7 @@ def extract_adapter(
 @app.command("inspect")
 def inspect(
     path: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A checkpoint of any kind, an adapter or a run.", callback=_path)
+        Path, typer.Argument(metavar="DIR", help="A checkpoint of any kind, an adapter or a run.", callback=user_path)
     ],
     config: Config = None,
     verify: Annotated[
@@ -314,8 +288,6 @@ def _options(force: bool, workers: int | None, shard_gb: float = 5.0) -> Options
     from bridge_mcore.checkpoint.convert import Options, default_workers
     from bridge_mcore.monitoring.progress import say
 
-    if not math.isfinite(shard_gb):
-        raise ConfigError(f"--shard-gb {shard_gb}: must be a number of gigabytes")
     return Options(workers or default_workers(), force, int(shard_gb * 1e9), _show(), say)
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from bridge_mcore.cli.options import MOST_COUNT, MOST_TOKENS, user_path, user_text
 from bridge_mcore.config.types import Template
-from bridge_mcore.errors import ConfigError
 from bridge_mcore.monitoring.progress import say
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def prepare(
       bridge-mcore data prepare paper files=DATA traces.path=DATA/deepmath output=data/paper
       bridge-mcore data prepare mine.yaml limit.length=4096 tokenizer=MODEL template=qwen-boxed
     """
-    from bridge_mcore.data.prepare.recipe import Recipe, built_in, load_recipe, recipe_path
+    from bridge_mcore.data.prepare.recipe import Recipe, built_in, built_in_path, load_recipe
 
     if keys:
         from bridge_mcore.config.keys import key_help
@@ -53,7 +53,7 @@ def prepare(
         return
     if not recipe:
         for name in built_in():
-            with recipe_path(name).open(encoding="utf-8") as file:
+            with built_in_path(name).open(encoding="utf-8") as file:
                 say(f"{name:10} {file.readline().lstrip('# ').strip()}")
         return
     loaded = load_recipe(recipe, overrides or [])
@@ -88,17 +88,21 @@ def preview(
         typer.Argument(metavar="DATA", help="A data file, a prepared directory, a generated task, or a recipe."),
     ],
     model: Annotated[
-        Path, typer.Option("--model", metavar="DIR", help="Directory of a model, or of a tokenizer alone.")
+        Path,
+        typer.Option(
+            "--model", metavar="DIR", help="Directory of a model, or of a tokenizer alone.", callback=user_path
+        ),
     ],
     template: Annotated[Template, typer.Option(help="How a problem becomes a prompt, as data.template.")] = "chat",
     system_prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="As data.system_prompt.", show_default=False)
+        str | None, typer.Option(metavar="TEXT", help="As data.system_prompt.", show_default=False, callback=user_text)
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="As training.max_length.", show_default=False)
+        int | None,
+        typer.Option(min=1, max=MOST_TOKENS, metavar="N", help="As training.max_length.", show_default=False),
     ] = None,
     overlong: Annotated[Literal["error", "drop", "cut"], typer.Option(help="As data.overlong.")] = "error",
-    number: Annotated[int, typer.Option("-n", min=1, metavar="N", help="Problems to show.")] = 1,
+    number: Annotated[int, typer.Option("-n", min=1, max=MOST_COUNT, metavar="N", help="Problems to show.")] = 1,
     problem: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="Show this one; its first digits do.", show_default=False)
     ] = None,
@@ -115,10 +119,6 @@ def preview(
     from bridge_mcore.config.schema import Data
     from bridge_mcore.data import preview as show
 
-    try:
-        model = model.expanduser()
-    except RuntimeError:
-        raise ConfigError(f"{model}: there is no such user here; spell the directory out") from None
     problems = show.find_problems(data, number, problem)
     settings = Data(template=template, system_prompt=system_prompt, overlong=overlong)
     found = show.preview(problems, model, settings, max_length, prompts_only)
@@ -130,10 +130,17 @@ def preview(
 
 @app.command("stats")
 def stats(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl, .json or .parquet file of problems.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .jsonl, .json or .parquet file of problems.", callback=user_path)
+    ],
     model: Annotated[
         Path | None,
-        typer.Option("--model", metavar="DIR", help="Count this tokenizer's tokens.  [default: characters]"),
+        typer.Option(
+            "--model",
+            metavar="DIR",
+            help="Count this tokenizer's tokens.  [default: characters]",
+            callback=user_path,
+        ),
     ] = None,
     as_json: As_json = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from bridge_mcore.cli.options import HOTTEST, MOST_COUNT, MOST_PROCESSES, MOST_ROWS, MOST_TOKENS, user_path, user_text
 from bridge_mcore.config.types import Device, DType, Template
 from bridge_mcore.errors import ConfigError
 
@@ -40,7 +41,8 @@ def evaluate(
         ),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the suite's files are.", show_default=False)
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the suite's files are.", show_default=False, callback=user_path),
     ] = None,
     only: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", help="Benchmarks of the suite.", show_default=False)
@@ -51,16 +53,19 @@ def evaluate(
             metavar="DIR",
             help="Where records and tables go. The same command again goes on there.  [default: evaluations/SUITE]",
             show_default=False,
+            callback=user_path,
         ),
     ] = None,
     template: Annotated[Template, typer.Option(help="How a problem becomes a prompt.")] = "chat",
     system_prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What the template puts first.", show_default=False)
+        str | None,
+        typer.Option(metavar="TEXT", help="What the template puts first.", show_default=False, callback=user_text),
     ] = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
             min=1,
+            max=MOST_TOKENS,
             metavar="N",
             help="Longest answer, in tokens.  [default: the suite's; of --data 1024, or half the model's context]",
             show_default=False,
@@ -68,21 +73,30 @@ def evaluate(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=1, metavar="K", help="Answers per problem: avg@K, pass@k, maj@K.", show_default=False),
+        typer.Option(
+            min=1, max=MOST_COUNT, metavar="K", help="Answers per problem: avg@K, pass@k, maj@K.", show_default=False
+        ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, metavar="T", help="0 takes the likeliest token.", show_default=False)
+        float | None,
+        typer.Option(min=0, max=HOTTEST, metavar="T", help="0 takes the likeliest token.", show_default=False),
     ] = None,
     top_p: Annotated[
         float | None,
         typer.Option(
-            metavar="P", help="Sample from the smallest set of tokens with probability P.", show_default=False
+            min=1e-6,
+            max=1,
+            metavar="P",
+            help="Sample from the smallest set of tokens with probability P.",
+            show_default=False,
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**30, metavar="N", help="Seed of sampling.")] = 0,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Only the first N problems of each benchmark.", show_default=False),
+        typer.Option(
+            min=1, max=MOST_ROWS, metavar="N", help="Only the first N problems of each benchmark.", show_default=False
+        ),
     ] = None,
     engine: Annotated[
         Literal["embedded", "sglang", "vllm"], typer.Option(help="What generates the answers.")
@@ -104,11 +118,19 @@ def evaluate(
         DType | None, typer.Option(help="Of the weights.  [default: float32 on cpu, else bfloat16]", show_default=False)
     ] = None,
     adapter: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="PEFT adapter to merge into the models.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="PEFT adapter to merge into the models.", show_default=False, callback=user_path
+        ),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that judge answers.")] = 2,
+    workers: Annotated[
+        int, typer.Option(min=1, max=MOST_PROCESSES, metavar="N", help="Processes that judge answers.")
+    ] = 2,
     show_failures: Annotated[
-        int, typer.Option("--show-failures", min=0, metavar="N", help="Print N wrong answers of each benchmark.")
+        int,
+        typer.Option(
+            "--show-failures", min=0, max=MOST_ROWS, metavar="N", help="Print N wrong answers of each benchmark."
+        ),
     ] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what --output holds.")] = False,
 ) -> None:
@@ -124,22 +146,20 @@ def evaluate(
       bridge-mcore eval runs/quickstart/export --data running_sums --template plain --max-new-tokens 32
       bridge-mcore scores evaluations/paper --show-failures 3
     """
-    from math import isfinite
-
     from bridge_mcore.config.checks import inference_problems
+    from bridge_mcore.config.json_file import one_line
     from bridge_mcore.config.load import raise_problems
+    from bridge_mcore.config.machine import processes_problem
     from bridge_mcore.config.model_files import adapter_problems
+    from bridge_mcore.config.outputs import directory_problem
     from bridge_mcore.evaluation.subjects import read_subjects
 
     subjects = read_subjects(models)
     chosen, name = _suite(suite, data, only)
     problems: list[str] = []
-    if data_dir is not None:
-        data_dir = data_dir.expanduser()
-        if not data_dir.is_dir():
-            problems.append(f"--data-dir {data_dir} is no directory")
+    if data_dir is not None and not data_dir.is_dir():
+        problems.append(f"--data-dir {data_dir} is no directory")
     if adapter is not None:
-        adapter = adapter.expanduser()
         problems += adapter_problems(adapter, "--adapter")
     for subject in subjects:
         if (subject.path / "config.json").is_file():
@@ -149,13 +169,11 @@ def evaluate(
                 f"MODEL {subject.path} is no model: it has neither a config.json (HF checkpoint), nor a config.yaml "
                 "(run), nor a .metadata (checkpoint of a run)"
             )
-    if temperature is not None and not isfinite(temperature):
-        problems.append(f"--temperature {temperature:g}: must be a number")
-    if top_p is not None and not 0 < top_p <= 1:
-        problems.append(f"--top-p {top_p:g}: must be above 0 and at most 1")
-    output = (output or Path("evaluations") / name).expanduser()
-    if output.exists() and not output.is_dir():
-        problems.append(f"--output {output} is a file; give a directory")
+    output = output or Path("evaluations") / name
+    if (problem := directory_problem(output)) is not None:
+        problems.append(f"--output {one_line(output, 200)}: {problem}")
+    if (problem := processes_problem("--workers", workers)) is not None:
+        problems.append(problem)
     if url and engine == "embedded":
         problems.append("--url needs --engine sglang or vllm")
     elif url and len(subjects) > 1:
@@ -182,15 +200,23 @@ def evaluate(
 
 def scores(
     directories: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="What `bridge-mcore eval` wrote: of a model, or of several.")
+        list[Path],
+        typer.Argument(
+            metavar="DIR...", help="What `bridge-mcore eval` wrote: of a model, or of several.", callback=user_path
+        ),
     ],
     form: Annotated[
         Literal["text", "markdown", "json"], typer.Option("--format", help="How the tables are printed.")
     ] = "text",
     show_failures: Annotated[
-        int, typer.Option("--show-failures", min=0, metavar="N", help="Print N wrong answers of each benchmark.")
+        int,
+        typer.Option(
+            "--show-failures", min=0, max=MOST_ROWS, metavar="N", help="Print N wrong answers of each benchmark."
+        ),
     ] = 0,
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that compare answers.")] = 2,
+    workers: Annotated[
+        int, typer.Option(min=1, max=MOST_PROCESSES, metavar="N", help="Processes that compare answers.")
+    ] = 2,
 ) -> None:
     """Show evaluations that were made before, and compare them with the first.
 
@@ -199,12 +225,14 @@ def scores(
       bridge-mcore scores evaluations/paper/base evaluations/paper/bridge --format markdown
     """
     for directory in directories:
-        if not directory.expanduser().is_dir():
+        if not directory.is_dir():
             raise ConfigError(f"{directory} is no directory; give one that `bridge-mcore eval` wrote")
 
+    from bridge_mcore.config.machine import require_processes
     from bridge_mcore.evaluation.command import run_scores
 
-    run_scores([directory.expanduser() for directory in directories], form, show_failures, workers)
+    require_processes("--workers", workers)
+    run_scores(directories, form, show_failures, workers)
 
 
 def _suite(suite: str | None, data: str | None, only: str | None) -> tuple[Suite, str]:
@@ -232,6 +260,8 @@ def _suite(suite: str | None, data: str | None, only: str | None) -> tuple[Suite
 
 def _servers(engine: str, urls: list[str], settings: list[str]) -> Servers:
     """The section `servers` that the options describe, checked as in a configuration."""
+    from bridge_mcore.config.engine_checks import is_url, unreachable
+    from bridge_mcore.config.json_file import one_line
     from bridge_mcore.config.load import load_values
     from bridge_mcore.config.schema import Config
 
@@ -239,6 +269,15 @@ def _servers(engine: str, urls: list[str], settings: list[str]) -> Servers:
         raise ConfigError("--server needs --engine sglang or vllm")
     values = [f"servers.{setting}" for setting in settings]
     servers = load_values(Config, values).servers
+    patient = any(setting.startswith("start_seconds=") for setting in settings)
+    for url in urls:
+        if not is_url(url):
+            raise ConfigError(f"--url {one_line(url, 200)} is no URL such as http://host:30000")
+        if not patient and (reason := unreachable(url)) is not None:
+            raise ConfigError(
+                f"--url {url}: no server answers there ({reason}); start it first, or let this wait for it with "
+                "--server start_seconds=600"
+            )
     if servers.mode == "external" and not (urls or servers.urls):
         raise ConfigError("--server mode=external needs --url, of the servers that run already")
     if urls:

@@ -8,12 +8,15 @@ from typing import Annotated
 
 import typer
 
+from bridge_mcore.cli.options import HOTTEST, MOST_COUNT, MOST_TOKENS, user_path
 from bridge_mcore.config.types import Device, Template
 from bridge_mcore.errors import ConfigError
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of a Hugging Face checkpoint.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Directory of a Hugging Face checkpoint.", callback=user_path)
+    ],
     prompt: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="The problem. Without it, all of standard input is.", show_default=False),
@@ -23,20 +26,27 @@ def generate(
         int | None,
         typer.Option(
             min=1,
+            max=MOST_TOKENS,
             metavar="N",
             help="Longest answer, in tokens.  [default: 256, or half the model's context]",
             show_default=False,
         ),
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0, metavar="T", help="0 takes the likeliest token.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=HOTTEST, metavar="T", help="0 takes the likeliest token.")
+    ] = 0.0,
     top_p: Annotated[
-        float, typer.Option(metavar="P", help="Sample from the smallest set of tokens with probability P.")
+        float,
+        typer.Option(min=1e-6, max=1, metavar="P", help="Sample from the smallest set of tokens with probability P."),
     ] = 1.0,
-    samples: Annotated[int, typer.Option(min=1, metavar="K", help="Answers to give.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, max=MOST_COUNT, metavar="K", help="Answers to give.")] = 1,
     seed: Annotated[int, typer.Option(min=0, max=2**40, metavar="N", help="Seed of sampling.")] = 0,
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = "cpu",
     adapter: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="PEFT LoRA adapter to put on the model.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="PEFT LoRA adapter to put on the model.", show_default=False, callback=user_path
+        ),
     ] = None,
 ) -> None:
     """Let a model answer a prompt.
@@ -51,16 +61,12 @@ def generate(
     from bridge_mcore.config.model_files import adapter_problems, default_new_tokens
     from bridge_mcore.rollout.options import GenerateOptions
 
-    model = model.expanduser()
     if max_new_tokens is None:
         max_new_tokens = default_new_tokens(model, 256)
     problems = inference_problems(model, "MODEL", template, max_new_tokens)
-    if not 0 < top_p <= 1:
-        problems.append(f"--top-p {top_p:g}: must be above 0 and at most 1")
     if samples > 1 and temperature == 0:
         problems.append(f"--samples {samples} needs --temperature above 0: without, all answers are equal")
     if adapter is not None:
-        adapter = adapter.expanduser()
         problems += adapter_problems(adapter, "--adapter")
     raise_problems(problems, "this cannot be generated")
     options = GenerateOptions(

@@ -7,38 +7,59 @@ from typing import Annotated
 
 import typer
 
+from bridge_mcore.cli.options import MOST_COUNT, MOST_PROCESSES, user_path
 from bridge_mcore.config.types import Device, DType
 
 
 def replay(
     source: Annotated[
         Path,
-        typer.Argument(metavar="IN", help="The case: model/, adapter/, batch.jsonl, settings.yaml (and auxiliary/)."),
+        typer.Argument(
+            metavar="IN",
+            help="The case: model/, adapter/, batch.jsonl, settings.yaml (and auxiliary/).",
+            callback=user_path,
+        ),
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Gets the updated model/, auxiliary/, adapter/, and metrics.json.")
+        Path,
+        typer.Argument(
+            metavar="OUT", help="Gets the updated model/, auxiliary/, adapter/, and metrics.json.", callback=user_path
+        ),
     ],
     dtype: Annotated[DType, typer.Option(help="Type of the live weights; results are always float32.")] = "float32",
     micro_batch_size: Annotated[
         int | None,
         typer.Option(
             min=1,
+            max=MOST_COUNT,
             metavar="N",
             help="Sequences of one micro-batch; the result does not depend on it.",
             show_default=False,
         ),
     ] = None,
     device: Annotated[Device, typer.Option(help="Where it runs.")] = "cpu",
-    tp: Annotated[int, typer.Option(min=1, metavar="N", help="Tensor-parallel processes.")] = 1,
-    pp: Annotated[int, typer.Option(min=1, metavar="N", help="Pipeline-parallel processes.")] = 1,
+    tp: Annotated[int, typer.Option(min=1, max=MOST_PROCESSES, metavar="N", help="Tensor-parallel processes.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, max=MOST_PROCESSES, metavar="N", help="Pipeline-parallel processes.")] = 1,
     vpp: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Chunks of layers on each pipeline process; needs --pp above 1.")
+        int,
+        typer.Option(
+            min=1,
+            max=MOST_PROCESSES,
+            metavar="N",
+            help="Chunks of layers on each pipeline process; needs --pp above 1.",
+        ),
     ] = 1,
-    dp: Annotated[int, typer.Option(min=1, metavar="N", help="Data-parallel replicas.")] = 1,
+    dp: Annotated[int, typer.Option(min=1, max=MOST_PROCESSES, metavar="N", help="Data-parallel replicas.")] = 1,
     sp: Annotated[bool, typer.Option("--sp/--no-sp", help="Sequence parallelism; needs --tp above 1.")] = False,
-    cp: Annotated[int, typer.Option(min=1, metavar="N", help="Context-parallel processes.")] = 1,
+    cp: Annotated[int, typer.Option(min=1, max=MOST_PROCESSES, metavar="N", help="Context-parallel processes.")] = 1,
     ep: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Expert-parallel processes, among those of --tp, --cp and --dp.")
+        int,
+        typer.Option(
+            min=1,
+            max=MOST_PROCESSES,
+            metavar="N",
+            help="Expert-parallel processes, among those of --tp, --cp and --dp.",
+        ),
     ] = 1,
     dist_opt: Annotated[
         bool, typer.Option("--dist-opt/--no-dist-opt", help="Shard optimizer state over --dp and --cp.")
@@ -84,9 +105,7 @@ def replay(
         sequence=sp,
         distributed_optimizer=dist_opt,
     )
-    options = ReplayOptions(
-        source.expanduser(), target.expanduser(), dtype, device, micro_batch_size, parallel, overwrite
-    )
+    options = ReplayOptions(source, target, dtype, device, micro_batch_size, parallel, overwrite)
     check_replay(options, joined_world())
 
     from bridge_mcore.launch.local import run_replay

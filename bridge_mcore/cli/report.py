@@ -8,13 +8,16 @@ from typing import Annotated
 
 import typer
 
+from bridge_mcore.cli.options import user_path
 from bridge_mcore.errors import ConfigError
 
 
 def report(
     run_dirs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN_DIR...", help="Directory that `train` wrote; several are compared."),
+        typer.Argument(
+            metavar="RUN_DIR...", help="Directory that `train` wrote; several are compared.", callback=user_path
+        ),
     ],
     figure: Annotated[
         Path | None,
@@ -23,6 +26,7 @@ def report(
             help="Where the figure goes (.png, .pdf or .svg). Default: figure.png in the run directory, or "
             "comparison.png beside the directories of several runs.",
             show_default=False,
+            callback=user_path,
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print only the table, as Markdown.")] = False,
@@ -41,12 +45,16 @@ def report(
     # Late, so that `bridge-mcore --help` stays quick.
     import json
 
+    from bridge_mcore.config.outputs import file_problem
     from bridge_mcore.monitoring.progress import say
     from bridge_mcore.monitoring.report import draw_runs, markdown_table, read_runs, run_text, runs_table
     from bridge_mcore.monitoring.runs import facts
 
+    path = figure or default_figure(run_dirs)
     runs = read_runs(run_dirs)
-    path = draw_runs(runs, figure or default_figure(run_dirs))
+    if (problem := file_problem(path)) is not None:
+        raise ConfigError(f"{path}: no figure can be written there, {problem}; --figure PATH names one")
+    draw_runs(runs, path)
     if as_json:
         numbers = [facts(run) | {"figure": str(path)} for run in runs]
         say(json.dumps(numbers if len(runs) > 1 else numbers[0], indent=2, ensure_ascii=False))

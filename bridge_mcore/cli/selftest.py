@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from bridge_mcore.cli.options import MOST_PROCESSES, MOST_SECONDS, user_path
 from bridge_mcore.errors import ConfigError
 
 
@@ -15,6 +16,7 @@ def selftest(
         int | None,
         typer.Option(
             min=1,
+            max=MOST_PROCESSES,
             metavar="N",
             help="Run one process on each of N GPUs of this machine, in bf16 and fp32. Default: CPU.",
             show_default=False,
@@ -22,7 +24,9 @@ def selftest(
     ] = None,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Processes on CPU; 4 add products of dimensions. [default: 2]"),
+        typer.Option(
+            min=1, max=MOST_PROCESSES, metavar="N", help="Processes on CPU; 4 add products of dimensions. [default: 2]"
+        ),
     ] = None,
     model_shape: Annotated[
         Literal["tiny", "1.5b", "3b", "7b"],
@@ -46,10 +50,17 @@ def selftest(
         ),
     ] = None,
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the results there too.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the results there too.", show_default=False, callback=user_path),
     ] = None,
     limit: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="A row that takes longer hangs: ranks say where, and end.")
+        float,
+        typer.Option(
+            min=1,
+            max=MOST_SECONDS,
+            metavar="SECONDS",
+            help="A row that takes longer hangs: ranks say where, and end.",
+        ),
     ] = 300.0,
     directory: Annotated[
         Path | None,
@@ -57,9 +68,10 @@ def selftest(
             metavar="DIR",
             help="Where temporary files go; with several machines one that all of them see. Default: the system's.",
             show_default=False,
+            callback=user_path,
         ),
     ] = None,
-    scratch: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    scratch: Annotated[Path | None, typer.Option(hidden=True, callback=user_path)] = None,
 ) -> None:
     """Check that every layout computes the same update here, before any real run.
 
@@ -87,9 +99,9 @@ def selftest(
         model_shape=model_shape,
         dtypes=_words(dtype or default),
         only=_words(only or ""),
-        json=None if json is None else json.expanduser(),
+        json=json,
         limit=limit,
-        directory=None if directory is None else directory.expanduser(),
+        directory=directory,
         scratch=scratch,
     )
     check_selftest(options)

@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
+from bridge_mcore.cli.options import user_path
+
 
 def train(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG.yaml", help="What to run; every key has a default but model and data.")
+        Path,
+        typer.Argument(
+            metavar="CONFIG.yaml", help="What to run; every key has a default but model and data.", callback=user_path
+        ),
     ],
     overrides: Annotated[
         list[str] | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import sys
 import time
 from collections import Counter
@@ -15,6 +16,8 @@ from typing import Annotated, cast
 
 import typer
 
+from bridge_mcore.cli.options import MOST_PROCESSES, MOST_SECONDS, user_path
+from bridge_mcore.config.machine import require_processes
 from bridge_mcore.errors import DataError
 from bridge_mcore.rewards import MathVerifier, Verdict
 from bridge_mcore.rewards.verdict import VERDICTS
@@ -32,17 +35,24 @@ def verify(
         Path,
         typer.Argument(
             help='JSONL file with a line {"gold": "...", "response": "..."} per answer; "-" reads standard input. '
-            "Other keys are ignored, and so are blank lines."
+            "Other keys are ignored, and so are blank lines.",
+            callback=user_path,
         ),
     ],
-    workers: Annotated[int, typer.Option(min=1, help="Processes that run the comparisons.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=MOST_PROCESSES, help="Processes that run the comparisons.")] = 2,
     cpu_seconds: Annotated[
         float,
-        typer.Option(min=0.1, help='CPU seconds that one comparison may take; beyond, its verdict is "timeout".'),
+        typer.Option(
+            min=0.1,
+            max=MOST_SECONDS,
+            help='CPU seconds that one comparison may take; beyond, its verdict is "timeout".',
+        ),
     ] = 5.0,
     wall_seconds: Annotated[
         float,
-        typer.Option(min=0.1, help="Seconds by the clock after which a comparison is given up, busy or not."),
+        typer.Option(
+            min=0.1, max=MOST_SECONDS, help="Seconds by the clock after which a comparison is given up, busy or not."
+        ),
     ] = 60.0,
 ) -> None:
     r"""Check answers: is the last \boxed{...} of each response the gold answer?
@@ -52,6 +62,7 @@ def verify(
     Ends with exit code 2 if no line at all could be judged.
     Progress and the totals go to standard error.
     """
+    require_processes("--workers", workers)
     name = "standard input" if str(file) == "-" else str(file)
     with _open(file) as stream, MathVerifier(workers, cpu_seconds, wall_seconds) as verifier:
         progress = _Progress()
@@ -70,7 +81,11 @@ def _open(file: Path) -> contextlib.AbstractContextManager[BufferedIOBase]:
     if str(file) == "-":
         return contextlib.nullcontext(cast(BufferedIOBase, sys.stdin.buffer))
     try:
-        return file.open("rb")
+        stream = file.open("rb")
+        if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode) and not stream.isatty():
+            stream.close()
+            raise DataError(f"{file} is a device, which may have no end; give a JSONL file ({_MEND})")
+        return stream
     except OSError as error:
         raise DataError(
             f"cannot read {file}: {error.strerror}. Give a JSONL file ({_MEND}), or - for standard input"

@@ -7,13 +7,14 @@ the chosen method does not use is not judged.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from bridge_mcore.config.data_checks import data_problems, evaluates, template_problems, uses_rl
 from bridge_mcore.config.engine_checks import engine_problems
+from bridge_mcore.config.json_file import one_line
 from bridge_mcore.config.load import raise_problems
+from bridge_mcore.config.machine import machine_problems
 from bridge_mcore.config.model_files import (
     Sizes,
     adapter_problems,
@@ -23,8 +24,18 @@ from bridge_mcore.config.model_files import (
     model_sizes,
 )
 from bridge_mcore.config.nearest import nearest
+from bridge_mcore.config.outputs import directory_problem
 from bridge_mcore.config.parallel import parallel_problems, share_problems, world_problems, world_size
+from bridge_mcore.config.reward_checks import reward_problems
 from bridge_mcore.config.schema import RESUME_WORDS, Config, Schedule
+
+#: What a run writes into its directory.
+_FILES = ("config.yaml", "data.json", "metrics.jsonl", "evaluation.jsonl", "summary.json", "figure.png")
+_DIRECTORIES = (
+    "base", "checkpoints", "export", "export_peft", "tensorboard", "evaluations", "cases", "rollouts", "servers",
+    "sync", "failed_requests",
+)  # fmt: skip
+_MOST_SAMPLES = 10_000_000
 
 
 def check_config(config: Config, world: int | None = None) -> None:
@@ -41,10 +52,13 @@ def check_config(config: Config, world: int | None = None) -> None:
         *_method(config),
         *_objective(config),
         *_lengths(config, sizes),
+        *_adapter(config, sizes),
+        *reward_problems(config),
         *engine_problems(config, world),
         *parallel_problems(config.parallel, sizes),
         *world_problems(config.parallel, world),
         *share_problems(config, sizes, world),
+        *machine_problems(config, sizes, world),
         *_run(config),
     ]
     raise_problems(problems, "the configuration contradicts itself or lacks something")
@@ -72,8 +86,23 @@ def _model(config: Config) -> Iterator[str]:
             )
         if spec.head_dim % 2:
             yield f"model.generated.head_dim = {spec.head_dim} is odd; rotary embeddings need an even one"
+        if spec.architecture == "qwen2" and spec.heads * spec.head_dim != spec.hidden_size:
+            yield (
+                f"model.generated: qwen2 needs hidden_size = heads × head_dim, and {spec.hidden_size} is not "
+                f"{spec.heads} × {spec.head_dim}; change one, or take qwen3"
+            )
     if config.adapter.path is not None:
         yield from adapter_problems(config.adapter.path, "adapter.path", config.adapter.rank, config.adapter.alpha)
+
+
+def _adapter(config: Config, sizes: Sizes) -> Iterator[str]:
+    """Ranks beyond the model's width: BA could not have them, and so large a one is a slip of the pen."""
+    rank, width = config.adapter.rank, sizes.hidden_size
+    if config.method.name == "bridge" and width is not None and rank > width:
+        yield (
+            f"adapter.rank = {rank} is more than the width of {sizes.origin} (hidden size {width}), beyond which a "
+            f"larger rank adds nothing: lower it to at most {width}"
+        )
 
 
 # --- method and objective --------------------------------------------------------------------------------------------
@@ -109,8 +138,6 @@ def _lam(lam: float | Schedule) -> Iterator[str]:
         elif name not in needed and value is not None:
             mend = "set method.lam.kind to linear or cosine" if lam.kind == "constant" else "use start and end"
             yield f"method.lam.{name} = {value:g} means nothing in a {lam.kind} schedule: remove it, or {mend}"
-        elif value is not None and not 0 <= value <= 1:
-            yield f"method.lam.{name} = {value:g}: λ must be in [0, 1]"
 
 
 def _objective(config: Config) -> Iterator[str]:
@@ -120,6 +147,12 @@ def _objective(config: Config) -> Iterator[str]:
         yield (
             "rollout.samples_per_prompt = 1: advantages compare the samples of one prompt, so a single one never gives "
             "a signal; use at least 2"
+        )
+    step = config.training.prompts_per_step * config.rollout.samples_per_prompt
+    if step > _MOST_SAMPLES:
+        yield (
+            f"training.prompts_per_step × rollout.samples_per_prompt = {step:,} responses in one step, which are held "
+            f"in memory together; {_MOST_SAMPLES:,} are the most"
         )
     reward = config.reward
     if reward.correct <= reward.incorrect:
@@ -183,11 +216,14 @@ def _lengths(config: Config, sizes: Sizes) -> Iterator[str]:
 
 def _run(config: Config) -> Iterator[str]:
     directory, resume = config.run.directory, config.run.resume
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        yield f"run.directory = {directory}: {existing} is a file; choose another directory"
-    elif not os.access(existing, os.W_OK | os.X_OK):
-        yield f"run.directory = {directory}: no permission to write in {existing}; choose another directory"
+    if (problem := directory_problem(directory)) is not None:
+        yield f"run.directory = {one_line(directory, 200)}: {problem}"
+        return
+    for name in (*_FILES, *_DIRECTORIES) if resume != "restart" else ():
+        path = directory / name
+        if path.exists() and path.is_dir() != (name in _DIRECTORIES):
+            found, wanted = ("directory", "file") if path.is_dir() else ("file", "directory")
+            yield f"run.directory = {directory}: {name} is a {found}, where a run has a {wanted}; move it away"
     if resume == "never":
         if holds_run(directory):
             yield (

@@ -8,7 +8,8 @@ from pathlib import Path
 from bridge_mcore.config.model_files import has_chat_template
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.config.rewards import plugins_among
-from bridge_mcore.config.schema import GYM, TASKS, Config, DataSource
+from bridge_mcore.config.schema import TASK_SIZES, TASKS, Config, DataSource, is_task
+from bridge_mcore.config.types import typed_path
 
 RL_METHODS = ("bridge", "rl_zero", "cold_start")
 SFT_METHODS = ("bridge", "sft", "cold_start")
@@ -28,7 +29,7 @@ def evaluates(config: Config) -> bool:
     return bool(config.data.evaluation) and (wanted or any(held.every for held in config.data.evaluation))
 
 
-def _used_sources(config: Config) -> dict[str, DataSource]:
+def used_sources(config: Config) -> dict[str, DataSource]:
     """The data sources that the method reads, by key; SFT without a source of its own reads the RL one's traces."""
     data = config.data
     used = {}
@@ -70,7 +71,7 @@ def data_problems(config: Config) -> Iterator[str]:
     if config.evaluation.every > 0 and not data.evaluation:
         every = config.evaluation.every
         yield f"evaluation.every = {every}, but data.evaluation is empty: add a source there, or set it to 0"
-    for key, source in _used_sources(config).items():
+    for key, source in used_sources(config).items():
         yield from _source(key, source)
     for i, held in enumerate(data.evaluation if evaluates(config) else ()):
         if held.answers > 1 and held.temperature == 0:
@@ -93,6 +94,8 @@ def _source(key: str, source: DataSource) -> Iterator[str]:
         yield from file_problems(source.path, f"{key}.path")
     elif source.task is not None and source.split not in ("train", "test"):
         yield f"{key}.split = {source.split}: a generated task has the splits train and test"
+    elif source.task is not None:
+        yield from _difficulty(f"{key}.difficulty", source.task, source.difficulty)
     for name in ("dataset_config", "dataset_revision"):
         if source.dataset is None and getattr(source, name) is not None:
             yield f"{key}.{name} is set, but {key}.dataset is not; remove it"
@@ -100,6 +103,12 @@ def _source(key: str, source: DataSource) -> Iterator[str]:
         missing = [name for name in ("prompt_field", "answer_field") if getattr(source, name) is None]
         if missing:
             yield f"{key}.format = fields needs {' and '.join(f'{key}.{name}' for name in missing)}"
+
+
+def _difficulty(key: str, task: str, sizes: tuple[int, int]) -> Iterator[str]:
+    smallest, largest = TASK_SIZES.get(task, sizes)
+    if not smallest <= sizes[0] <= sizes[1] <= largest:
+        yield f"{key} = {list(sizes)}: {task} has problems of {smallest} to {largest}, smallest size first"
 
 
 def file_problems(path: Path, key: str) -> Iterator[str]:
@@ -115,9 +124,9 @@ def file_problems(path: Path, key: str) -> Iterator[str]:
 
 def file_or_task(value: str, key: str) -> tuple[Path | None, str | None, list[str]]:
     """(file, None) or (None, generated task) that a command-line option means, and what is wrong with it."""
-    if value in TASKS or value.startswith(GYM):
+    if is_task(value):
         return None, value, []
-    path = Path(value).expanduser()
+    path = typed_path(value, key)
     if path.exists() or path.suffix in DATA_SUFFIXES:
         return path, None, list(file_problems(path, key))
     problem = f"{key} = {value} is no file, and no generated task{nearest(value, TASKS)} (there is {', '.join(TASKS)})"
@@ -126,7 +135,7 @@ def file_or_task(value: str, key: str) -> tuple[Path | None, str | None, list[st
 
 def template_problems(config: Config) -> Iterator[str]:
     """Templates that the model's tokenizer cannot serve."""
-    template, used = config.data.template, _used_sources(config)
+    template, used = config.data.template, used_sources(config)
     if not used:
         return
     if config.data.system_prompt is not None and template in ("plain", "abel"):
@@ -138,6 +147,9 @@ def template_problems(config: Config) -> Iterator[str]:
                     f"model.generated knows only the words of a generated task, and {key} is none: set {key}.task, "
                     "or train a model from model.path"
                 )
+        warm, task = config.model.generated.warm_start, config.data.rl.task if config.data.rl is not None else None
+        if task is not None:
+            yield from _difficulty("model.generated.warm_start.difficulty", task, warm.difficulty)
         if template != "plain":
             yield f"data.template = {template} does not suit model.generated, which reads bare problems: set plain"
     elif template == "chat" and config.model.path is not None and not has_chat_template(config.model.path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from bridge_mcore.config.data_checks import evaluates, uses_rl
 from bridge_mcore.config.engines import default_python
+from bridge_mcore.config.json_file import one_line
 from bridge_mcore.config.parallel import data_size
 from bridge_mcore.config.schema import Config
 
@@ -25,6 +27,26 @@ def engine_problems(config: Config, world: int) -> Iterator[str]:
     yield from _sync(config)
     if config.rollout.engine == "vllm":
         yield from _vllm(config)
+
+
+def is_url(text: str) -> bool:
+    """Whether a server can be asked there: http or https, a host, and a port that there is."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and text.isprintable()
+    except ValueError:  # of a port, or of an IPv6 address
+        return False
+
+
+def unreachable(url: str, seconds: float = 10.0) -> str | None:
+    """Why nobody can be asked at a URL; None where somebody listens."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        socket.create_connection((parts.hostname, port), timeout=seconds).close()
+    except (OSError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
 
 
 def _debug(config: Config) -> Iterator[str]:
@@ -70,9 +92,8 @@ def _servers(config: Config) -> Iterator[str]:
             yield "servers.mode = external needs servers.urls, such as [http://127.0.0.1:30000]"
         for key, urls in (("urls", servers.urls), ("auxiliary_urls", servers.auxiliary_urls)):
             for url in urls:
-                parts = urlsplit(url)
-                if parts.scheme not in ("http", "https") or not parts.netloc:
-                    yield f"servers.{key}: '{url}' is no URL such as http://host:30000"
+                if not is_url(url):
+                    yield f"servers.{key}: '{one_line(url, 200)}' is no URL such as http://host:30000"
             if len(set(urls)) != len(urls):
                 yield f"servers.{key} names a server twice"
     else:
@@ -90,8 +111,8 @@ def _servers(config: Config) -> Iterator[str]:
             yield f"servers.router is SGLang's: remove it for rollout.engine = {engine}"
         elif router == "managed" and servers.mode == "external":
             yield "servers.router = managed needs managed servers; give the URL of the router before the external ones"
-        elif router != "managed" and urlsplit(router).scheme not in ("http", "https"):
-            yield f"servers.router = {router}: give managed, or the router's URL"
+        elif router != "managed" and not is_url(router):
+            yield f"servers.router = {one_line(router, 200)}: give managed, or the router's URL"
         elif router != "managed" and servers.mode == "managed":
             yield "servers.router: a router of your own does not know managed servers; use managed, or external servers"
     if router is not None and config.sync.adapter == "adapter":
@@ -117,7 +138,8 @@ def _servers(config: Config) -> Iterator[str]:
 
 def _sync(config: Config) -> Iterator[str]:
     if config.sync.method == "tensor" and config.servers.mode == "external":
-        hosts = {urlsplit(url).hostname for url in (*config.servers.urls, *config.servers.auxiliary_urls)}
+        urls = (*config.servers.urls, *config.servers.auxiliary_urls)
+        hosts = {urlsplit(url).hostname for url in urls if is_url(url)}
         if hosts - {"127.0.0.1", "localhost", "::1"}:
             yield "sync.method = tensor shares one host's memory, but servers.urls are elsewhere: use another method"
     if config.sync.check == "checksum" and (config.device != "cpu" or config.servers.tensor > 1):

@@ -150,8 +150,14 @@ def _type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return f"a section with keys such as {', '.join(names[:4])}"
     name = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}[annotation]
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    bounds = [f"{sign} {getattr(m, attr):g}" for m in metadata for attr, sign in signs.items() if hasattr(m, attr)]
+    bounds = [
+        f"{sign} {_bound(getattr(m, attr))}" for m in metadata for attr, sign in signs.items() if hasattr(m, attr)
+    ]
     return " ".join([name, " and ".join(bounds)]).strip()
+
+
+def _bound(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) and abs(value) < 10**10 else f"{value:g}"
 
 
 def walk_fields(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

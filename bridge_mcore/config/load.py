@@ -8,13 +8,14 @@ What needs more than one key or the file system to judge is in :mod:`bridge_mcor
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from bridge_mcore.config.json_file import printable
 from bridge_mcore.config.keys import (
     KeyPath,
     allowed_text,
@@ -38,6 +39,9 @@ __all__ = ["dump_config", "key_help", "load_config", "load_section", "load_value
 
 COMMAND_LINE = "command line"
 AnySection = TypeVar("AnySection", bound=Section)
+#: A message lists so many problems and counts the others; only of these the nearest names are looked for.
+MOST_PROBLEMS = 20
+_SHOWN, _LONGEST_LINE = 60, 1000  # characters: of a key or value, and of a message
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -78,11 +82,15 @@ def _checked(model: type[AnySection], source: Source, overrides: Sequence[str]) 
 
 def raise_problems(problems: Sequence[str], heading: str) -> None:
     """Raises one ConfigError that lists all problems; does nothing if there are none."""
-    unique = list(dict.fromkeys(problems))
+    unique = [
+        "\n".join(printable(line, _LONGEST_LINE) for line in problem.split("\n")) for problem in dict.fromkeys(problems)
+    ]
     if len(unique) == 1:
         raise ConfigError(unique[0])
     if unique:
-        lines = [f"{heading} ({len(unique)} problems):", *(f"  - {problem}" for problem in unique)]
+        lines = [f"{heading} ({len(unique)} problems):", *(f"  - {problem}" for problem in unique[:MOST_PROBLEMS])]
+        if len(unique) > MOST_PROBLEMS:
+            lines.append(f"  … and {len(unique) - MOST_PROBLEMS} more")
         raise ConfigError("\n".join(lines))
 
 
@@ -97,21 +105,22 @@ def dump_config(config: BaseModel) -> str:
 def _apply(override: str, source: Source, model: type[Section]) -> None:
     name, equals, text = override.partition("=")
     name = name.strip()
-    path: KeyPath = tuple(int(part) if part.isdecimal() else part for part in name.split("."))
+    path: KeyPath = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in name.split("."))
     if not equals or not all(str(part) for part in path):
-        hint = "" if equals else suggestion(model, path)
+        hint = "" if equals else _hint(model, path, source.problems)
         source.problems.append(
-            f"{COMMAND_LINE}: '{override}' is not KEY=VALUE, for example training.steps=10 (KEY= sets null){hint}"
+            f"{COMMAND_LINE}: '{_shown(override)}' is not KEY=VALUE, for example training.steps=10 "
+            f"(KEY= sets null){hint}"
         )
         return
     field = field_at(model, path)
     if field is None:
-        source.problems.append(f"{COMMAND_LINE}: unknown key '{name}'{suggestion(model, path)}")
+        source.problems.append(f"{COMMAND_LINE}: {_unknown(model, path, source.problems)}")
         return
     try:
         value = _text_value(text) if is_text(annotation_of(field)) else parse_value(text)
     except ValueError as error:
-        source.problems.append(f"{COMMAND_LINE}: {name}: {error}")
+        source.problems.append(f"{COMMAND_LINE}: {_shown(name)}: {error}")
         return
     _set(source, model, path, value)
 
@@ -204,7 +213,7 @@ def _messages(errors: Sequence[ErrorDetails], source: Source, model: type[Sectio
             continue
         if extra:
             key = (*key, error["loc"][-1])
-            messages[key] = f"unknown key '{dotted(key)}'{suggestion(model, key)}"
+            messages[key] = _unknown(model, key, messages)
             continue
         field = field_at(model, key)
         name, value = dotted(key), _value_at(source.tree, key)
@@ -245,6 +254,16 @@ def _value_at(tree: Any, path: KeyPath) -> Any:
     return tree
 
 
+def _unknown(model: type[Section], key: KeyPath, before: Collection[object]) -> str:
+    return f"unknown key '{_shown(dotted(key))}'{_hint(model, key, before)}"
+
+
+def _hint(model: type[Section], key: KeyPath, before: Collection[object]) -> str:
+    """The nearest name, where it can be one and there are not too many problems `before` this one: it takes time."""
+    return suggestion(model, key) if len(before) < MOST_PROBLEMS and len(dotted(key)) <= _SHOWN else ""
+
+
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "…"
+    plain = isinstance(value, str) and value.isprintable() and value
+    text = value if plain else json.dumps(value, ensure_ascii=isinstance(value, str), default=str)
+    return printable(text, _SHOWN)

@@ -6,13 +6,14 @@ must agree with are taken from it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.config.json_file import read_json
 from bridge_mcore.config.schema import GeneratedModel, Model
+from bridge_mcore.errors import CheckpointError
 
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 #: What transformers takes for sizes that a config.json leaves out, where it is not: as many key-value heads as heads,
@@ -24,6 +25,7 @@ _OMITTED: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 8},
     "gemma3_text": {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
 }
+_MOST_LAYERS = 10_000
 _CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -128,7 +130,7 @@ def directory_sizes(directory: Path) -> Sizes:
         tied=config.get("tie_word_embeddings") is True,
         experts=experts,
         expert_size=(size("moe_intermediate_size") or size("intermediate_size")) if experts else None,
-        dense_layers=_dense_layers(config, layers or 0) if experts else layers,
+        dense_layers=_dense_layers(config, min(layers or 0, _MOST_LAYERS)) if experts else layers,
     )
 
 
@@ -137,6 +139,7 @@ def _dense_layers(config: dict[str, Any], layers: int) -> int:
     only, step = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step") or 1
     if not isinstance(only, list) or not isinstance(step, int):
         return 0
+    only = {number for number in only if isinstance(number, int)}
     return sum(i in only or (i + 1) % step != 0 for i in range(layers))
 
 
@@ -160,7 +163,7 @@ def model_problems(directory: Path, key: str, tokenizer: bool = True) -> Iterato
         hint = "; it is an adapter: give its base model here and the adapter as adapter.path" if adapter else ""
         yield f"{key} = {directory}: config.json does not say a model_type, so this is no HF checkpoint{hint}"
     yield from weight_problems(directory, key, "model")
-    if tokenizer and not _has_tokenizer(directory):
+    if tokenizer and not has_tokenizer(directory):
         names = " or ".join(" with ".join(names) for names in _TOKENIZERS)
         yield f"{key} = {directory} has no tokenizer ({names}); copy the files of the model's tokenizer there"
 
@@ -190,7 +193,10 @@ def weight_problems(directory: Path, key: str, stem: str) -> Iterator[str]:
         if not isinstance(weight_map, dict):
             yield f"{key} = {directory}: {index.name} is damaged; fetch it again"
             return
-        names = {str(name) for name in weight_map.values()}
+        names = set(map(str, weight_map.values()))
+        if not all(map(lies_inside, names)):
+            yield f"{key} = {directory}: {index.name} points outside its directory; fetch it again"
+            return
         missing = sorted(name for name in names if not (directory / name).is_file())
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -207,6 +213,15 @@ def weight_problems(directory: Path, key: str, stem: str) -> Iterator[str]:
             yield f"{key} = {directory} has no weights: neither {stem}.safetensors nor {index.name}"
 
 
+def lies_inside(name: str) -> bool:
+    """Whether this is the name of a file in a directory, and leads nowhere else."""
+    try:
+        fits = 0 < len(name.encode()) <= 255
+    except UnicodeEncodeError:
+        return False
+    return fits and Path(name).name == name and name != ".." and "\\" not in name and "\0" not in name
+
+
 def has_chat_template(directory: Path) -> bool:
     """Whether the tokenizer in a model directory brings a chat template; True if that cannot be told."""
     if any((directory / name).exists() for name in _CHAT_TEMPLATES):
@@ -215,7 +230,8 @@ def has_chat_template(directory: Path) -> bool:
     return not isinstance(config, dict) or bool(config.get("chat_template"))
 
 
-def _has_tokenizer(directory: Path) -> bool:
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory holds the files of a tokenizer, whatever they say."""
     return any(all((directory / name).is_file() for name in names) for names in _TOKENIZERS)
 
 
@@ -228,9 +244,7 @@ def _hub_hint(directory: Path) -> str:
 
 def _read_json(path: Path) -> Any:
     """The content, or a text that says why there is none."""
-    if not path.is_file():
-        return f"there is no {path.name}"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        return f"{path.name} cannot be read ({error})"
+        return read_json(path, missing=f"there is no {path.name}")
+    except CheckpointError as error:
+        return str(error)

@@ -11,12 +11,24 @@ from typing import Any, Literal, TypeGuard
 
 from pydantic import Field
 
+from bridge_mcore.config.json_file import one_line, parse_json
 from bridge_mcore.config.load import load_section, raise_problems
+from bridge_mcore.config.machine import layout_problems
 from bridge_mcore.config.model_files import adapter_problems, directory_sizes, model_problems
 from bridge_mcore.config.nearest import nearest
+from bridge_mcore.config.outputs import directory_problem
 from bridge_mcore.config.parallel import parallel_problems, world_problems, world_size
 from bridge_mcore.config.schema import Parallel
-from bridge_mcore.config.types import Betas, ClipRange, Fraction, NonNegativeFloat, PositiveFloat, Section
+from bridge_mcore.config.types import (
+    Betas,
+    ClipRange,
+    Epsilon,
+    Fraction,
+    LearningRate,
+    NonNegativeFloat,
+    PositiveFloat,
+    Section,
+)
 from bridge_mcore.errors import ConfigError, DataError
 
 #: Lines of batch.jsonl that one error message lists.
@@ -55,7 +67,7 @@ class ReplayOptimizer(Section):
 
     name: Literal["adamw", "sgd"] = Field("adamw", description="adamw has decoupled weight decay")
     betas: Betas = Field((0.9, 0.95), description="AdamW's decay rates of the two moments")
-    eps: PositiveFloat = Field(1e-8, description="AdamW's ε")
+    eps: Epsilon = Field(1e-8, description="AdamW's ε")
     weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay of matrices")
     weight_decay_1d: bool = Field(False, description="also decay norms and biases")
 
@@ -64,8 +76,8 @@ class ReplaySettings(Section):
     """settings.yaml of a case."""
 
     lam: Fraction = Field(description="λ, penalty weight of Eq. (7)")
-    alpha: PositiveFloat = Field(description="learning rate of θ and θ̂")
-    beta: PositiveFloat = Field(description="learning rate of w")
+    alpha: LearningRate = Field(description="learning rate of θ and θ̂")
+    beta: LearningRate = Field(description="learning rate of w")
     optimizer: ReplayOptimizer = ReplayOptimizer()
     clip_range: ClipRange = Field(0.2, description="ε, or (ε_low, ε_high)")
     kl_coefficient: NonNegativeFloat = Field(0.0, description="weight of the KL to the reference")
@@ -116,8 +128,8 @@ def read_batch(path: Path, vocabulary: int | None = None, context: int | None = 
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             problems.append(f"line {number}: this is not JSON ({error})")
             continue
         found = list(_row_problems(row, vocabulary, context))
@@ -209,6 +221,7 @@ def check_replay(options: ReplayOptions, world: int | None = None) -> None:
         *adapter_problems(source / "adapter", "adapter"),
         *parallel_problems(options.parallel, sizes),
         *world_problems(options.parallel, world or world_size(options.parallel)),
+        *layout_problems(world_size(options.parallel)),
         *_target_problems(source, target, options.overwrite),
     ]
     if (source / "auxiliary").exists():
@@ -234,7 +247,7 @@ def _target_problems(source: Path, target: Path, overwrite: bool) -> Iterator[st
     inputs = [(source / name).resolve() for name in ("model", "auxiliary", "adapter")]
     if source.resolve().is_relative_to(out) or any(out.is_relative_to(held) for held in inputs):
         yield f"OUT = {target} would replace what IN = {source} holds; choose another OUT"
-    elif target.exists() and not target.is_dir():
-        yield f"OUT = {target} is a file; give a directory that does not exist yet"
+    elif (problem := directory_problem(target)) is not None:
+        yield f"OUT = {one_line(target, 200)}: {problem}"
     elif target.exists() and any(target.iterdir()) and not overwrite:
         yield f"OUT = {target} is not empty; choose another directory, or say --overwrite"

@@ -9,7 +9,21 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from bridge_mcore.config.nearest import nearest
-from bridge_mcore.config.types import Allowed, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from bridge_mcore.config.types import (
+    Allowed,
+    Fraction,
+    Gibibytes,
+    Mebibytes,
+    NonNegativeFloat,
+    Processes,
+    RewardValue,
+    Seconds,
+    Section,
+    Seed,
+    Text,
+    Tokens,
+    Tolerance,
+)
 
 #: Rewards by name; a user's own function is `plugin:MODULE:FUNCTION` or `plugin:FILE.py:FUNCTION`.
 REWARDS = ("math", "choice", "code", "logic", "gym")
@@ -32,7 +46,7 @@ def plugins_among(names: Iterable[str | None]) -> frozenset[str]:
     return frozenset(name for name in names if name is not None and name.startswith(PLUGIN))
 
 
-def plugin_problem(name: str, allowed: Collection[str]) -> str | None:
+def unnamed_plugin(name: str, allowed: Collection[str]) -> str | None:
     """Why a reward that is not among the `allowed` plugins may not be built; None for any that is no plugin.
 
     A plugin is code, imported and called with the user's rights. So it comes from what the user wrote as settings,
@@ -53,7 +67,7 @@ def _known(name: str) -> str:
 
 
 RewardName = Annotated[
-    str, AfterValidator(_known), Allowed(" | ".join((*REWARDS, "plugin:MODULE:FUNCTION", "plugin:FILE.py:FUNCTION")))
+    Text, AfterValidator(_known), Allowed(" | ".join((*REWARDS, "plugin:MODULE:FUNCTION", "plugin:FILE.py:FUNCTION")))
 ]
 
 
@@ -64,7 +78,7 @@ class Form(Section):
     think: bool = Field(False, description="one <think>…</think>, at the very start")
     answer: bool = Field(False, description="exactly one <answer>…</answer>")
     finished: bool = Field(False, description="it ended before the limit of tokens")
-    pattern: str | None = Field(None, description="a regular expression that must be found in it")
+    pattern: Text | None = Field(None, description="a regular expression that must be found in it")
     bonus: NonNegativeFloat = Field(0.0, description="added if all that is asked for is there")
     penalty: NonNegativeFloat = Field(0.0, description="subtracted if something is not")
 
@@ -76,7 +90,7 @@ class Form(Section):
         if self.pattern is not None:
             try:
                 re.compile(self.pattern)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"pattern is no regular expression: {error}") from None
         return self
 
@@ -89,8 +103,8 @@ class Length(Section):
         description="soft_overlong: DAPO's Eq. (13), down to -1 over the last `cache` tokens before `limit`; linear: "
         "length / limit, of right answers only",
     )
-    limit: PositiveInt | None = Field(None, description="tokens at which the punishment is whole; null: off")
-    cache: PositiveInt | None = Field(None, description="soft_overlong: tokens over which it grows, at most `limit`")
+    limit: Tokens | None = Field(None, description="tokens at which the punishment is whole; null: off")
+    cache: Tokens | None = Field(None, description="soft_overlong: tokens over which it grows, at most `limit`")
     weight: NonNegativeFloat = Field(1.0, description="what it is multiplied with")
 
     @model_validator(mode="after")
@@ -106,11 +120,11 @@ class Length(Section):
 class Sandbox(Section):
     """Limits of candidate programs, of the reward `code`."""
 
-    cpu_seconds: PositiveFloat = Field(6.0, description="CPU seconds of one test, unless the problem says")
-    program_seconds: PositiveFloat = Field(120.0, description="seconds of all tests of one program")
-    memory_mib: PositiveInt = Field(1024, description="address space of a program, on top of Python's own")
-    output_mib: PositiveInt = Field(16, description="what it may write to stdout, to stderr and to each file")
-    scratch_mib: PositiveInt = Field(16, description="all files in its scratch folder, which is in memory")
+    cpu_seconds: Seconds = Field(6.0, description="CPU seconds of one test, unless the problem says")
+    program_seconds: Seconds = Field(120.0, description="seconds of all tests of one program")
+    memory_mib: Mebibytes = Field(1024, description="address space of a program, on top of Python's own")
+    output_mib: Mebibytes = Field(16, description="what it may write to stdout, to stderr and to each file")
+    scratch_mib: Mebibytes = Field(16, description="all files in its scratch folder, which is in memory")
     packages: bool = Field(False, description="installed packages can be imported, not the standard library alone")
     unsafe: bool = Field(
         False, description="run programs even where network, files or processes cannot be kept from them"
@@ -119,13 +133,13 @@ class Sandbox(Section):
 
 class Reward(Section):
     verifier: RewardName = Field("math", description="which reward judges problems that do not say")
-    correct: float = Field(1.0, description="reward of a correct response")
-    incorrect: float = Field(0.0, description="Eq. (3) has -1, the experiments 0")
-    workers: PositiveInt = Field(2, description="processes of each reward")
-    cpu_seconds: PositiveFloat = Field(5.0, description="CPU time limit of one comparison")
-    wall_seconds: PositiveFloat = Field(60.0, description="wall-clock backstop of one comparison")
-    memory_gib: PositiveFloat = Field(2.0, description="address space limit of one process")
-    tolerance: NonNegativeFloat = Field(
+    correct: RewardValue = Field(1.0, description="reward of a correct response")
+    incorrect: RewardValue = Field(0.0, description="Eq. (3) has -1, the experiments 0")
+    workers: Processes = Field(2, description="processes of each reward")
+    cpu_seconds: Seconds = Field(5.0, description="CPU time limit of one comparison")
+    wall_seconds: Seconds = Field(60.0, description="wall-clock backstop of one comparison")
+    memory_gib: Gibibytes = Field(2.0, description="address space limit of one process")
+    tolerance: Tolerance = Field(
         0.0, description="math: relative difference at which a number with decimals counts as the right one"
     )
     partial: bool = Field(False, description="gym and plugin: a score between 0 and 1 is the reward")
@@ -138,7 +152,7 @@ class Reward(Section):
         "reached, or all of one step's, or all of one reward's for 5 steps; null: it goes on",
     )
     noise: Fraction = Field(0.0, description="probability that a verdict is flipped (never in evaluations)")
-    noise_seed: int = Field(0, ge=0, description="which ones are")
+    noise_seed: Annotated[Seed, Field(ge=0)] = Field(0, description="which ones are")
     form: Form = Field(Form(), description="a bonus for responses of a certain form")
     length: Length = Field(Length(), description="a punishment for long responses")
     sandbox: Sandbox = Field(Sandbox(), description="limits of candidate programs")

@@ -18,16 +18,27 @@ from bridge_mcore.config.types import (
     Allowed,
     Betas,
     ClipRange,
+    Count,
     Device,
     DType,
+    Epsilon,
     Fraction,
+    LearningRate,
+    Name,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Processes,
     Section,
+    Seed,
     SizeRange,
+    Temperature,
     Template,
+    Text,
+    Tokens,
     UserPath,
+    Width,
     expanded,
 )
 
@@ -52,7 +63,17 @@ class Run(Section):
         description="never: refuse a directory that holds a run; auto: go on from its newest checkpoint, or start; "
         "restart: keep the old run as NAME.old-N and start anew; or the path of one checkpoint",
     )
-    threads: PositiveInt = Field(1, description="CPU threads per process (OMP_NUM_THREADS)")
+    resume_changes: Literal["refuse", "allow"] = Field(
+        "refuse",
+        description="resuming with other data, tokenizer, architecture, adapter, dtype, template or reward than the "
+        "checkpoint's run: refuse, or allow and say it",
+    )
+    wait_seconds: NonNegativeFloat = Field(
+        120.0,
+        description="a resuming run waits so long for a process that still writes run.directory (a requeued job's "
+        "predecessor) before it gives up",
+    )
+    threads: Processes = Field(1, description="CPU threads per process (OMP_NUM_THREADS)")
 
     @field_validator("resume")
     @classmethod
@@ -63,9 +84,9 @@ class Run(Section):
 class WarmStart(Section):
     """Plain SFT that makes a generated model able to start: it stands for pre-training."""
 
-    steps: int = Field(300, ge=0, description="optimizer steps; 0 leaves the weights random")
-    batch_size: PositiveInt = Field(128, description="sequences of one step")
-    learning_rate: PositiveFloat = Field(3e-3, description="largest learning rate of its AdamW")
+    steps: NonNegativeInt = Field(300, description="optimizer steps; 0 leaves the weights random")
+    batch_size: Count = Field(128, description="sequences of one step")
+    learning_rate: LearningRate = Field(3e-3, description="largest learning rate of its AdamW")
     difficulty: SizeRange = Field((2, 5), description="smallest and largest task size it is shown")
 
 
@@ -73,13 +94,13 @@ class GeneratedModel(Section):
     """A small model made on the spot, so that a first run needs no download."""
 
     architecture: Literal["qwen2", "qwen3", "llama"] = Field("qwen2", description="HF model family")
-    hidden_size: PositiveInt = Field(64, description="width of the residual stream")
-    intermediate_size: PositiveInt = Field(256, description="width of the MLP")
-    layers: PositiveInt = Field(2, description="transformer layers")
-    heads: PositiveInt = Field(2, description="attention heads")
-    kv_heads: PositiveInt = Field(2, description="key-value heads (grouped-query attention); divides heads")
-    head_dim: PositiveInt = Field(32, description="width of one head, even; SGLang and vLLM want at least 32 on CPU")
-    max_positions: PositiveInt = Field(512, description="context length, tokens")
+    hidden_size: Width = Field(64, description="width of the residual stream")
+    intermediate_size: Width = Field(256, description="width of the MLP")
+    layers: Width = Field(2, description="transformer layers")
+    heads: Width = Field(2, description="attention heads")
+    kv_heads: Width = Field(2, description="key-value heads (grouped-query attention); divides heads")
+    head_dim: Width = Field(32, description="width of one head, even; SGLang and vLLM want at least 32 on CPU")
+    max_positions: Tokens = Field(512, description="context length, tokens")
     tied: bool = Field(True, description="input and output embeddings are one matrix")
     warm_start: WarmStart = Field(WarmStart(), description="SFT that stands for pre-training")
 
@@ -88,7 +109,7 @@ class Model(Section):
     path: UserPath | None = Field(None, description="HF checkpoint directory (config.json, safetensors, tokenizer)")
     generated: GeneratedModel | None = Field(None, description="make a small model instead of reading one")
     dtype: DType = Field("float32", description="dtype of the live weights")
-    logprob_chunk_tokens: PositiveInt = Field(
+    logprob_chunk_tokens: Tokens = Field(
         1024, description="tokens whose whole-vocabulary logits are held at once (fp32) for log-probabilities"
     )
     recompute: Literal["none", "selective", "full"] = Field(
@@ -102,22 +123,22 @@ class Model(Section):
 class Adapter(Section):
     """LoRA weights w of the augmented model [theta, w]."""
 
-    rank: PositiveInt = Field(16, description="rank r of BA")
+    rank: Width = Field(16, description="rank r of BA")
     alpha: PositiveFloat = Field(16.0, description="LoRA scale: the adapter adds (alpha / rank) BA")
-    targets: list[str] = Field(
+    targets: list[Name] = Field(
         list(LORA_HOSTS), description="Megatron linears (linear_qkv, …) and/or HF projections (q_proj, …)"
     )
     path: UserPath | None = Field(None, description="start from this PEFT LoRA adapter instead of B = 0")
 
     @field_validator("targets")
     @classmethod
-    def _known_targets(cls, targets: list[str]) -> list[str]:
+    def _known_targets(cls, targets: list[Name]) -> list[str]:
         known = [*LORA_HOSTS, *LORA_PROJECTIONS]
         for target in targets:
             if target not in known:
                 raise ValueError(f"unknown LoRA target '{target}'; choose from {', '.join(known)}")
-        if not targets:
-            raise ValueError("at least one LoRA target is needed")
+        if not targets or len(set(targets)) != len(targets):
+            raise ValueError("at least one LoRA target is needed, and each only once")
         return targets
 
 
@@ -125,14 +146,14 @@ class Schedule(Section):
     """A value over steps: constant, or from `start` to `end` over `steps` (default: the whole run)."""
 
     kind: Literal["constant", "linear", "cosine"] = Field("constant", description="shape over steps")
-    value: float | None = Field(None, description="of a constant schedule")
-    start: float | None = Field(None, description="first value of a linear or cosine schedule")
-    end: float | None = Field(None, description="last value of a linear or cosine schedule")
+    value: Fraction | None = Field(None, description="of a constant schedule")
+    start: Fraction | None = Field(None, description="first value of a linear or cosine schedule")
+    end: Fraction | None = Field(None, description="last value of a linear or cosine schedule")
     steps: PositiveInt | None = Field(None, description="steps from start to end (default: training.steps)")
 
 
 class Method(Section):
-    name: Annotated[str, Allowed(" | ".join(METHODS))] = Field(
+    name: Annotated[Name, Allowed(" | ".join(METHODS))] = Field(
         "bridge",
         description="bridge: Algorithm 2; rl_zero: RL alone; sft: SFT alone; cold_start: SFT, then RL",
     )
@@ -172,27 +193,32 @@ class Objective(Section):
 
 class Optimizer(Section):
     name: Literal["adamw", "sgd"] = Field("adamw", description="of θ, θ̂ and w; adamw has decoupled weight decay")
-    alpha: PositiveFloat = Field(5e-7, description="learning rate α of θ and θ̂")
-    beta: PositiveFloat | None = Field(None, description="learning rate β of w (default: α)")
+    alpha: LearningRate = Field(5e-7, description="learning rate α of θ and θ̂")
+    beta: LearningRate | None = Field(None, description="learning rate β of w (default: α)")
     betas: Betas = Field((0.9, 0.95), description="AdamW's decay rates of the two moments")
-    eps: PositiveFloat = Field(1e-8, description="AdamW's ε")
+    eps: Epsilon = Field(1e-8, description="AdamW's ε")
     weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay of matrices")
     weight_decay_1d: bool = Field(False, description="also decay norms and biases")
     gradient_clip: PositiveFloat | None = Field(1.0, description="largest norm of each group's gradient (θ, θ̂, w)")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="decay of α and β to zero")
-    warmup_steps: int = Field(0, ge=0, description="steps over which α and β rise from zero")
+    warmup_steps: NonNegativeInt = Field(0, description="steps over which α and β rise from zero")
 
 
 class Training(Section):
     steps: PositiveInt = Field(100, description="iterations k of the algorithm")
-    prompts_per_step: PositiveInt = Field(64, description="RL prompts of one step, over all data-parallel ranks")
-    traces_per_step: PositiveInt | None = Field(None, description="SFT traces of one step (default: prompts_per_step)")
-    max_tokens_per_microbatch: PositiveInt = Field(8192, description="tokens of one packed micro-batch, per rank")
-    max_length: PositiveInt | None = Field(None, description="longest sequence, tokens (default: the model's context)")
+    prompts_per_step: Count = Field(64, description="RL prompts of one step, over all data-parallel ranks")
+    traces_per_step: Count | None = Field(None, description="SFT traces of one step (default: prompts_per_step)")
+    max_tokens_per_microbatch: Tokens = Field(8192, description="tokens of one packed micro-batch, per rank")
+    max_length: Tokens | None = Field(None, description="longest sequence, tokens (default: the model's context)")
+
+
+def is_task(name: str) -> bool:
+    """Whether a generated task is called so."""
+    return name in TASKS or (name.startswith(GYM) and name != GYM)
 
 
 def _known_task(name: str) -> str:
-    if name not in TASKS and not (name.startswith(GYM) and name != GYM):
+    if not is_task(name):
         raise ValueError(f"unknown task{nearest(name, TASKS)}; there is {', '.join(TASKS)} and gym:NAME")
     return name
 
@@ -200,6 +226,8 @@ def _known_task(name: str) -> str:
 #: Generated tasks; `gym:NAME` is one of the package reasoning-gym.
 TASKS = ("running_sums", "knights")
 GYM = "gym:"
+#: Smallest and largest size of their problems: terms, and people.
+TASK_SIZES = {"running_sums": (1, 11), "knights": (2, 8)}
 TaskName = Annotated[str, AfterValidator(_known_task), Allowed(" | ".join((*TASKS, "gym:NAME")))]
 
 
@@ -207,20 +235,20 @@ class DataSource(Section):
     """One set of problems. Exactly one of path, dataset, task says where they come from."""
 
     path: UserPath | None = Field(None, description="a .jsonl, .json or .parquet file")
-    dataset: str | None = Field(None, description="a Hugging Face `datasets` id")
-    dataset_config: str | None = Field(None, description="configuration (subset) of the dataset")
-    dataset_revision: str | None = Field(None, description="branch, tag or commit of the dataset")
-    split: str = Field("train", description="split of the dataset; of a generated task: train or test")
+    dataset: Name | None = Field(None, description="a Hugging Face `datasets` id")
+    dataset_config: Name | None = Field(None, description="configuration (subset) of the dataset")
+    dataset_revision: Name | None = Field(None, description="branch, tag or commit of the dataset")
+    split: Name = Field("train", description="split of the dataset; of a generated task: train or test")
     task: TaskName | None = Field(None, description="a generated task; gym:NAME is one of reasoning-gym's")
     difficulty: SizeRange = Field((4, 8), description="of a generated task: smallest and largest size")
     size: PositiveInt = Field(1024, description="of a generated task: number of different problems")
-    seed: int = Field(0, description="of a generated task; whatever the seeds, no test problem is in a train split")
+    seed: Seed = Field(0, description="of a generated task; whatever the seeds, no test problem is in a train split")
     format: Literal["auto", "gsm8k", "math", "fields", "code", "choice"] = Field(
         "auto", description="how rows are read; code: LiveCodeBench, HumanEval or MBPP columns; choice: GPQA or MMLU"
     )
-    prompt_field: str | None = Field(None, description="key of a row that holds the problem")
-    answer_field: str | None = Field(None, description="key of a row that holds the right answer")
-    trace_field: str | None = Field(None, description="key of a row that holds the expert trace")
+    prompt_field: Name | None = Field(None, description="key of a row that holds the problem")
+    answer_field: Name | None = Field(None, description="key of a row that holds the right answer")
+    trace_field: Name | None = Field(None, description="key of a row that holds the expert trace")
     limit: PositiveInt | None = Field(None, description="use only the first rows")
     reward: RewardName | None = Field(
         None, description="which reward judges its answers (default: each row's column `reward`, else reward.verifier)"
@@ -228,7 +256,7 @@ class DataSource(Section):
     bad_rows: Literal["error", "skip"] = Field(
         "error", description="rows without a usable prompt or answer, and repeated rows, stop the run or are left out"
     )
-    name: str | None = Field(None, description="what metrics call it")
+    name: Name | None = Field(None, description="what metrics call it")
 
 
 class EvaluationSource(DataSource):
@@ -237,9 +265,9 @@ class EvaluationSource(DataSource):
     every: PositiveInt | None = Field(
         None, description="steps between evaluations of this set (default: evaluation.every, and it counts in accuracy)"
     )
-    answers: PositiveInt = Field(1, description="answers to each problem, whose mean counts; several need temperature")
-    temperature: NonNegativeFloat = Field(0.0, description="0 is greedy")
-    max_new_tokens: PositiveInt | None = Field(None, description="default: evaluation.max_new_tokens")
+    answers: Count = Field(1, description="answers to each problem, whose mean counts; several need temperature")
+    temperature: Temperature = Field(0.0, description="0 is greedy")
+    max_new_tokens: Tokens | None = Field(None, description="default: evaluation.max_new_tokens")
 
 
 class Data(Section):
@@ -249,23 +277,25 @@ class Data(Section):
     sft_more: list[DataSource] = Field([], description="more of them, mixed with data.sft's")
     evaluation: list[EvaluationSource] = Field([], description="held-out problems")
     template: Template = Field("chat", description="how a problem becomes a prompt")
-    system_prompt: str | None = Field(None, description="text that the template puts first")
+    system_prompt: Text | None = Field(None, description="text that the template puts first")
     overlong: Literal["error", "drop", "cut"] = Field(
         "error", description="over the limit: stop the run, drop and count, or cut traces (and drop prompts) and count"
     )
 
 
 class Evaluation(Section):
-    every: int = Field(0, ge=0, description="steps between evaluations of sets without `every`; 0: before and after")
+    every: NonNegativeInt = Field(
+        0, description="steps between evaluations of sets without `every`; 0: before and after"
+    )
     before: bool = Field(True, description="evaluate before the first step")
     after: bool = Field(True, description="evaluate after the last step")
-    max_new_tokens: PositiveInt | None = Field(None, description="default: as in rollouts")
-    samples: int = Field(2, ge=0, description="answers printed before and after")
+    max_new_tokens: Tokens | None = Field(None, description="default: as in rollouts")
+    samples: NonNegativeInt = Field(2, description="answers printed before and after")
 
 
 class Checkpoint(Section):
-    every: int = Field(50, ge=0, description="steps between checkpoints; 0: only at the end")
-    keep: PositiveInt = Field(2, description="newest checkpoints kept")
+    every: NonNegativeInt = Field(50, description="steps between checkpoints; 0: only at the end")
+    keep: Count = Field(2, description="newest checkpoints kept")
     asynchronous: bool = Field(True, description="write while training goes on; the copy in memory is made at once")
     export: bool = Field(True, description="write a merged HF checkpoint at the end")
     export_adapter: bool = Field(True, description="also write the PEFT adapter and its base")
@@ -282,12 +312,12 @@ class Parallel(Section):
         description="choose the sizes below, sequence and distributed_optimizer by the model, the GPUs and their "
         "memory; also written parallel=auto",
     )
-    tensor: PositiveInt = Field(1, description="processes that split each matrix")
-    pipeline: PositiveInt = Field(1, description="processes that split the layers")
-    virtual_pipeline: PositiveInt = Field(1, description="chunks of layers on each pipeline process (interleaved)")
-    context: PositiveInt = Field(1, description="processes that split each sequence")
-    expert: PositiveInt = Field(1, description="processes that split the experts; divides tensor × context × data")
-    data: PositiveInt | None = Field(None, description="default: 1, or under torchrun what the world size leaves")
+    tensor: Processes = Field(1, description="processes that split each matrix")
+    pipeline: Processes = Field(1, description="processes that split the layers")
+    virtual_pipeline: Processes = Field(1, description="chunks of layers on each pipeline process (interleaved)")
+    context: Processes = Field(1, description="processes that split each sequence")
+    expert: Processes = Field(1, description="processes that split the experts; divides tensor × context × data")
+    data: Processes | None = Field(None, description="default: 1, or under torchrun what the world size leaves")
     sequence: bool = Field(False, description="sequence parallelism: split norms over the tensor-parallel processes")
     distributed_optimizer: bool = Field(True, description="shard masters, moments and slots over data × context")
     overlap_grad_reduce: bool = Field(False, description="reduce gradients while the backward pass still runs")

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from bridge_mcore.config.json_file import one_line, read_limited
 from bridge_mcore.config.keys import KeyPath, dotted
 from bridge_mcore.errors import ConfigError
 
@@ -26,6 +27,13 @@ _FLOAT = re.compile(
 _REPLACED_TAGS = ("int", "float", "timestamp")
 #: Marks a value that could not be understood and was already reported.
 UNREADABLE = object()
+#: No configuration is as long, and none repeats as many values by aliases: ten lines of them can mean a billion.
+_MOST_BYTES = 256 << 10
+_MOST_REPEATED = 10_000
+#: More digits than any key needs, and fewer than Python itself refuses to read or show.
+_MOST_DIGITS = 300
+_NULLS = ("", "~", "null", "Null", "NULL")
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
@@ -76,10 +84,11 @@ def read_yaml(path: Path) -> Source:
         raise ConfigError(f"there is no file {path}")
     if path.is_dir():
         raise ConfigError(f"{path} is a directory; give the YAML file itself")
+    content = read_limited(path, _MOST_BYTES)
+    if content is None:
+        raise ConfigError(f"{path} has more than {_MOST_BYTES >> 10} KiB, which no configuration needs; is it YAML?")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}:{line}: this is not UTF-8 text; is it a YAML file?") from error
@@ -95,11 +104,11 @@ def read_yaml(path: Path) -> Source:
 
 def parse_value(text: str) -> Any:
     """The value of ``key=text`` on the command line; ValueError if it is no YAML value."""
-    source = Source(name="command line")
+    source = Source(name="")  # whoever asks says where it stands
     try:
         value = _Reader(source).read(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"'{text}' is not a value in YAML; quote it: '\"…\"'") from error
+        raise ValueError(f"'{one_line(text, 60)}' is not a value in YAML; quote it: '\"…\"'") from error
     if source.problems:
         raise ValueError("; ".join(source.problems))
     return value
@@ -115,7 +124,7 @@ def _syntax_message(path: Path, error: yaml.YAMLError) -> str:
     place = f"{path}:{mark.line + 1}" if mark else str(path)
     problem = getattr(error, "problem", None) or " ".join(str(error).split())
     hint = "; indent with spaces, not tabs" if "\\t" in problem else ""
-    return f"{place}: this is not valid YAML: {problem}{hint}"
+    return f"{place}: this is not valid YAML: {one_line(problem)}{hint}"
 
 
 class _Reader:
@@ -123,8 +132,9 @@ class _Reader:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._open: list[yaml.Node] = []  # the nodes around the present one: an alias to one of them never ends
-        self._flat: list[yaml.Node] = []  # mappings whose `<<` is resolved: an alias brings them here again
+        self._open: set[int] = set()  # the nodes around the present one: an alias to one of them never ends
+        self._seen: set[int] = set()  # nodes that were read: an alias brings them here again
+        self._repeated = 0
 
     def read(self, text: str) -> Any:
         loader = _Loader(text)
@@ -139,9 +149,12 @@ class _Reader:
         return f"{self.source.name}:{node.start_mark.line + 1}"
 
     def _value(self, node: yaml.Node, path: KeyPath) -> Any:
-        if any(node is around for around in self._open):
+        if id(node) in self._open:
             return self._problem(node, f"'{dotted(path)}' contains itself")
-        self._open.append(node)
+        if id(node) in self._seen:
+            self._repeat(node)
+        self._seen.add(id(node))
+        self._open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
                 return self._mapping(node, path)
@@ -151,10 +164,17 @@ class _Reader:
                 return self._scalar(node, path)
             return self._problem(node, f"the tag {node.tag} is not allowed")
         finally:
-            self._open.pop()
+            self._open.remove(id(node))
+
+    def _repeat(self, node: yaml.Node) -> None:
+        """Counts a value that an alias brings again. Raises YAMLError beyond what a configuration can mean."""
+        self._repeated += 1
+        if self._repeated > _MOST_REPEATED:
+            text = f"its aliases (*name) repeat more than {_MOST_REPEATED:,} values; write out what is meant"
+            raise yaml.MarkedYAMLError(problem=text, problem_mark=node.start_mark)
 
     def _problem(self, node: yaml.Node, message: str) -> Any:
-        self.source.problems.append(f"{self._line(node)}: {message}")
+        self.source.problems.append(f"{self._line(node)}: {message}" if self.source.name else message)
         return UNREADABLE
 
     def _element(self, node: yaml.Node, path: KeyPath) -> Any:
@@ -162,20 +182,45 @@ class _Reader:
         return self._value(node, path)
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
-        if not any(node is flat for flat in self._flat):
-            self._flat.append(node)
-            self._report_duplicates(node, path)
-            self._loader.flatten_mapping(node)  # resolves `<<: *base`; merged pairs come first, own keys win below
+        self._report_duplicates(node, path)
         result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                self._problem(key_node, f"a key of '{dotted(path)}' is a list or a mapping; keys are names")
-                continue
-            child = (*path, key_node.value)
-            self.source.forget(child)
+        for name, (key_node, value_node) in self._pairs(node, path).items():
+            child = (*path, name)
             self.source.where[child] = self._line(key_node)
-            result[key_node.value] = self._value(value_node, child)
+            result[name] = self._value(value_node, child)
         return result
+
+    def _pairs(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        """Keys and values by name: those that `<<: *base` merges come first, of several bases the first one wins, and
+        what the mapping says itself goes before them all."""
+        merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == _MERGE:
+                bases = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                for base in reversed(bases):
+                    merged |= self._merged(base, path)
+            elif isinstance(key_node, yaml.ScalarNode):
+                own[key_node.value] = (key_node, value_node)
+            else:
+                self._problem(key_node, f"a key of '{dotted(path)}' is a list or a mapping; keys are names")
+        return merged | own
+
+    def _merged(self, base: yaml.Node, path: KeyPath) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        if not isinstance(base, yaml.MappingNode):
+            self._problem(base, "'<<' merges mappings, and this is none")
+            return {}
+        if id(base) in self._open:
+            self._problem(base, f"'{dotted([*path, '<<'])}' contains itself")
+            return {}
+        self._open.add(id(base))
+        try:
+            pairs = self._pairs(base, path)
+        finally:
+            self._open.remove(id(base))
+        for key_node, _ in pairs.values():
+            self._repeat(key_node)
+        return pairs
 
     def _report_duplicates(self, node: yaml.MappingNode, path: KeyPath) -> None:
         lines: dict[str, str] = {}
@@ -193,14 +238,20 @@ class _Reader:
         plain = node.style is None
         if plain and kind != "null":
             self.source.text[path] = node.value
-        if kind == "null":
+        if kind == "null" and node.value in _NULLS:
             return None
-        if kind == "bool":
+        if kind == "bool" and node.value.lower() in self._loader.bool_values:
             return self._loader.construct_yaml_bool(node)
         if kind == "int" and _INT.match(node.value):
-            return int(node.value.replace("_", ""))
+            digits = node.value.replace("_", "")
+            if len(digits) <= _MOST_DIGITS:
+                return int(digits)
+            text = f"is a number of {len(digits.lstrip('+-'))} digits; {_MOST_DIGITS} are the most"
+            return self._problem(node, f"{dotted(path) or 'this'} {text}")
         if kind in ("int", "float") and _FLOAT.match(node.value):
             return self._loader.construct_yaml_float(node)
         if kind == "str":
             return node.value
-        return self._problem(node, f"'{node.value}' has the tag {node.tag}; remove the tag, or quote the value")
+        return self._problem(
+            node, f"'{one_line(node.value, 60)}' has the tag {node.tag}; remove the tag, or quote the value"
+        )

@@ -7,10 +7,10 @@ card into its directory, and so says exactly what it saw.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.config.json_file import read_json, shown
 from bridge_mcore.errors import DataError
 
 CARD = "card.json"
@@ -37,21 +37,23 @@ def card_of(path: Path, verify: bool = True) -> dict[str, Any] | None:
     if not place.is_file():
         return None
     try:
-        card = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{place} is no readable card ({error}); prepare the data again, or remove it") from None
+        card = read_json(place, kind=DataError)
+    except DataError as error:
+        raise DataError(f"no readable card: {error}, or remove it") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         return None  # somebody else's card.json
-    outputs = card.get("outputs", {})
-    described = outputs.get(path.name) if isinstance(outputs, dict) else outputs
+    outputs = card.get("outputs")
+    if not isinstance(outputs, dict):
+        raise DataError(f"no readable card: {place} names no outputs; prepare the data again, or remove it")
+    described = outputs.get(path.name)
     if described is None:
         return None
     said = described.get("sha256") if isinstance(described, dict) else None
     if not isinstance(said, str):
-        raise DataError(f"{place} is damaged: it has no SHA-256 of {path.name}; prepare the data again, or remove it")
+        raise DataError(f"no readable card: {place} has no sha256 of {path.name}; prepare the data again, or remove it")
     if verify and (found := file_hash(path)) != said:
         raise DataError(
             f"{path} was changed after it was prepared: its SHA-256 is {found[:12]}…, {place} says "
-            f"{said[:12]}…; prepare it again, or remove the card if the change is meant"
+            f"{shown(said[:12])[1:-1]}…; prepare it again, or remove the card if the change is meant"
         )
     return card

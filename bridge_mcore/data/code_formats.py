@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bridge_mcore.config.json_file import BadJson, one_line, parse_json
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.errors import ConfigError, DataError
 
@@ -134,9 +135,9 @@ def _text(row: Mapping[str, Any], key: str, where: str) -> str:
 
 def _json(text: str, where: str, what: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: {what} is not JSON ({error})") from None
+        return parse_json(text)
+    except BadJson as error:
+        raise DataError(f"{where}: {what} is not JSON that can be read: {error}") from None
 
 
 def _cases(value: Any, where: str, column: str) -> list[dict[str, Any]]:
@@ -145,9 +146,10 @@ def _cases(value: Any, where: str, column: str) -> list[dict[str, Any]]:
         return []
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except ValueError:
-            value = _json(_unpack(value, where, column), where, column)
+            value = parse_json(value)
+        except BadJson:
+            is_text = value.lstrip()[:1] in ("[", "{")
+            value = _json(value if is_text else _unpack(value, where, column), where, column)
     if not isinstance(value, list) or not all(isinstance(case, dict) for case in value):
         raise DataError(f"{where}: '{column}' is no list of test cases")
     return value
@@ -195,8 +197,10 @@ def _tested_names(tests: list[str], setup: str, code: Any, where: str) -> list[s
         ]
         given = {name for node in ast.walk(ast.parse(setup)) for name in _defines(node)}
         defined = {name for node in ast.parse(code).body for name in _defines(node)} if isinstance(code, str) else None
-    except SyntaxError as error:
-        raise DataError(f"{where}: its tests or code are not Python ({error})") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # what Python's parser ends with
+        raise DataError(
+            f"{where}: its tests or code are not Python ({one_line(error) or 'nested too deeply'})"
+        ) from None
     called = [name for name in dict.fromkeys(used) if name not in given and not hasattr(builtins, name)]
     names = [name for name in called if defined is None or name in defined]
     # A solution may define a helper under a built-in's name (`sum`), if a test calls it.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from bridge_mcore.config.schema import Data
 from bridge_mcore.data.problem import Problem
-from bridge_mcore.data.templates import EncodedTrace, PromptTemplate
+from bridge_mcore.data.templates import EncodedTrace, PromptTemplate, is_far_over
 from bridge_mcore.errors import CheckpointError, DataError
 from bridge_mcore.monitoring.text import visible
 
@@ -44,7 +44,7 @@ def encode_prompts(
     many were "kept" and "dropped".
     """
     template = PromptTemplate(tokenizer, data.template, data.system_prompt)
-    encoded = (EncodedPrompt(problem, template.prompt(problem)) for problem in problems)
+    encoded = (EncodedPrompt(problem, template.prompt(problem, limit_tokens)) for problem in problems)
     return _within(encoded, "prompt", limit_tokens, data.overlong, mend, counts)
 
 
@@ -63,7 +63,7 @@ def encode_traces(
     "kept" whole, "cut" and "dropped". Raises DataError for a problem without a trace.
     """
     template = PromptTemplate(tokenizer, data.template, data.system_prompt)
-    encoded = (template.trace(problem) for problem in problems)
+    encoded = (template.trace(problem, limit_tokens) for problem in problems)
     mend = "raise training.max_length (the model's context permitting)"
     return _within(encoded, "prompt and trace", limit_tokens, data.overlong, mend, counts)
 
@@ -83,7 +83,7 @@ def _within(
         if len(item.tokens) <= limit:
             kept.append(item)
             continue
-        text = f"{item.problem}: {what} of {len(item.tokens)} tokens, the limit is {limit}"
+        text = f"{item.problem}: {what} of {_length(item, limit)}, the limit is {limit}"
         if overlong == "error":
             choice = "data.overlong: drop" + (" or cut" if isinstance(item, EncodedTrace) else "")
             raise DataError(f"{text}; {mend}, or set {choice}")
@@ -104,6 +104,14 @@ def _within(
             first = visible(texts[0])
             _log.warning("%s %d of %d problems over the limit; the first: %s", done, len(texts), total, first)
     return kept
+
+
+def _length(item: EncodedPrompt | EncodedTrace, limit: int) -> str:
+    """How long a sequence over the limit is; one that is far over it was not tokenized to its end."""
+    texts = [] if item.problem is None else [item.problem.prompt, item.problem.trace or ""]
+    if not any(is_far_over(text, limit) for text in texts):
+        return f"{len(item.tokens)} tokens"
+    return f"{sum(map(len, texts)):,} characters, far too many to be tokenized"
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bridge_mcore.config.schema import GYM, TASKS, Data, DataSource
+from bridge_mcore.config.json_file import read_json_object
+from bridge_mcore.config.model_files import directory_sizes
+from bridge_mcore.config.schema import Data, DataSource, is_task
+from bridge_mcore.config.types import typed_path
 from bridge_mcore.data.card import CARD
 from bridge_mcore.data.pairs import encode_prompts, encode_traces
 from bridge_mcore.data.problem import Problem
@@ -87,12 +89,12 @@ def find_problems(data: str, number: int, wanted: str | None) -> list[Problem]:
 
 
 def _problems(data: str, limit: int | None) -> list[Problem]:
-    path = Path(data).expanduser()
+    path = typed_path(data, "DATA")
     if path.is_dir() and (path / CARD).is_file():
         path = next((path / name for name in _DATA_FILES if (path / name).is_file()), path)
     if path.is_file() and path.suffix not in (".yaml", ".yml"):
         return load_problems(DataSource(path=path, limit=limit, bad_rows="skip"))
-    if data in TASKS or data.startswith(GYM):
+    if is_task(data):
         return load_problems(DataSource(task=data, size=limit or 64))
     from bridge_mcore.data.prepare.read import Item, Opened, problems_of
     from bridge_mcore.data.prepare.recipe import data_source, load_recipe
@@ -110,12 +112,15 @@ def preview(
 ) -> Preview:
     """The sequences that training would make of problems, at most `limit` tokens long by `data.overlong`.
 
+    limit: None for the model's context.
+
     Raises CheckpointError for a directory without a usable tokenizer, ConfigError for a template that does not suit
     it, DataError where training would stop.
     """
     tokenizer = _tokenizer(model)
     template = PromptTemplate(tokenizer, data.template, data.system_prompt)
-    views = [_view(problem, tokenizer, data, limit or sys.maxsize, prompts_only) for problem in problems]
+    limit = limit or directory_sizes(model).context or sys.maxsize  # as in training; a tokenizer alone has no context
+    views = [_view(problem, tokenizer, data, limit, prompts_only) for problem in problems]
     stops = [(token, _text(tokenizer, [token])) for token in stop_token_ids(model, template)]
     return Preview(views, data.template, stops, template.stop_texts)
 
@@ -146,19 +151,12 @@ def _text(tokenizer: Any, tokens: list[int]) -> str:
 def _tokenizer(model: Path) -> Any:
     if not model.is_dir():
         raise CheckpointError(f"{model} is no directory; give a model's directory, or a tokenizer's")
-    try:
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-        size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-    except (OSError, ValueError, AttributeError):
-        size = None  # a tokenizer alone
-    if isinstance(size, int):
-        return load_tokenizer(model, size)
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except Exception as error:  # transformers raises many types for an unreadable tokenizer
-        raise CheckpointError(f"the tokenizer of {model} cannot be loaded: {error}") from error
+    size = None  # of a tokenizer alone
+    if (model / "config.json").exists():
+        config = read_json_object(model / "config.json")
+        text = config.get("text_config")
+        size = config.get("vocab_size") or (text.get("vocab_size") if isinstance(text, dict) else None)
+    return load_tokenizer(model, size if isinstance(size, int) else None)
 
 
 def text_of(found: Preview, with_tokens: bool = False) -> str:

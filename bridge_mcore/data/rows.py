@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bridge_mcore.config.nearest import nearest
-from bridge_mcore.config.rewards import plugin_problem, reward_problem
+from bridge_mcore.config.rewards import unnamed_plugin, reward_problem
 from bridge_mcore.config.schema import DataSource
 from bridge_mcore.errors import ConfigError, DataError
 
@@ -85,7 +85,7 @@ def reward_of(row: Mapping[str, Any], plugins: Collection[str] = ()) -> str | No
     value = row.get(REWARD_COLUMN)
     if not isinstance(value, str) or not value.strip():
         return None
-    if problem := reward_problem(value) or plugin_problem(value, plugins):
+    if problem := reward_problem(value) or unnamed_plugin(value, plugins):
         raise BadRow(problem)
     return value
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.config.json_file import BadJson, one_line, parse_json
 from bridge_mcore.config.schema import DataSource
 from bridge_mcore.errors import DataError
 
@@ -78,15 +78,12 @@ def _read_json(path: Path) -> Iterator[Placed]:
     if not text.strip():
         return
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):  # JSON lines under the other suffix
+        rows = parse_json(text)
+    except BadJson as error:
+        if error.reason == "Extra data" and text.lstrip().startswith("{"):  # JSON lines under the other suffix
             yield from _read_lines(path)
             return
-        place = f"{path}, line {error.lineno}"
-        raise DataError(f"{place}: invalid JSON: {error.msg} (column {error.colno})") from None
-    except RecursionError:
-        raise DataError(f"{path}: its JSON is nested too deeply") from None
+        raise DataError(f"{path}{f', line {error.line}' if error.line else ''}: {error}; mend the file") from None
     if not isinstance(rows, list):
         raise DataError(f"{path} holds a JSON {type(rows).__name__}; a list of objects is needed, one a problem")
     for number, row in enumerate(rows, start=1):
@@ -109,9 +106,9 @@ def _read_parquet(path: Path) -> Iterator[Placed]:
                         number += 1
                         yield f"{path}, row {number}", row
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path} is no readable Parquet file (truncated?): {_one_line(error)}") from None
+        raise DataError(f"{path} is no readable Parquet file (truncated?): {one_line(error)}") from None
     except OSError as error:  # Arrow reports a damaged page as OSError without errno
-        raise DataError(f"{path} cannot be read: {error.strerror or _one_line(error)}") from None
+        raise DataError(f"{path} cannot be read: {error.strerror or one_line(error)}") from None
 
 
 def read_dataset(source: DataSource, streaming: bool = False) -> Iterator[Placed]:
@@ -138,7 +135,7 @@ def read_dataset(source: DataSource, streaming: bool = False) -> Iterator[Placed
         for number, row in enumerate(islice(rows, source.limit), start=1):
             yield f"{name}, split {source.split}, row {number}", dict(row)
     except Exception as error:  # the hub's clients raise dozens of types, none of them ours to tell apart
-        cause = f"{type(error).__name__}: {_one_line(error)}"
+        cause = f"{type(error).__name__}: {one_line(error)}"
         raise DataError(f"{name}, split {source.split} cannot be loaded. {cause} {mend}") from None
 
 
@@ -157,25 +154,18 @@ def dataset_commit(source: DataSource) -> str:
     except Exception as error:  # as above
         raise DataError(
             f"dataset {source.dataset}: the hub does not say which commit {revision or 'its newest'} is. "
-            f"{type(error).__name__}: {_one_line(error)} Without the hub: put its files on this machine and give `path`"
+            f"{type(error).__name__}: {one_line(error)} Without the hub: put its files on this machine and give `path`"
         ) from None
 
 
 def _parse(line: str, place: str) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: invalid JSON: {error.msg} (column {error.colno})") from None
-    except RecursionError:
-        raise DataError(f"{place}: its JSON is nested too deeply") from None
+        return parse_json(line)
+    except BadJson as error:
+        raise DataError(f"{place}: {error}; mend the line") from None
 
 
 def _as_row(row: Any, place: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{place}: a JSON object is needed, this is a {type(row).__name__}")
     return row
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:299] + "…"

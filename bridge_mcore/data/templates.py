@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from bridge_mcore.config.json_file import one_line
 from bridge_mcore.config.nearest import nearest
+from bridge_mcore.data.chat_render import ChatTemplateError, render_chat
 from bridge_mcore.data.problem import Problem
 from bridge_mcore.errors import ConfigError, DataError
 
@@ -66,20 +68,28 @@ class PromptTemplate:
                         "set data.template to abel, plain or chat"
                     )
 
-    def prompt(self, problem: Problem) -> list[int]:
-        """Token ids that the policy continues; with BOS only where the tokenizer puts one by default."""
+    def prompt(self, problem: Problem, most: int | None = None) -> list[int]:
+        """Token ids that the policy continues; with BOS only where the tokenizer puts one by default.
+
+        most: of a prompt that is far longer than so many tokens only those of its beginning are given: more than
+            `most`, and not all (see `beginning`).
+        Raises DataError for text that is not valid Unicode.
+        """
         if self.name == "chat":
-            return self._chat_ids(problem.prompt + instruction(problem))
+            messages = self._messages(problem.prompt + instruction(problem))
+            return self._text_ids(self._apply_chat(messages, True), most)
         text = problem.prompt
         if self.name == "abel":
             text = _ABEL.format(question=text)
         elif self.name == "qwen-boxed":
             system = QWEN_SYSTEM if self.system_prompt is None else self.system_prompt
             text = _CHATML.format(system=system, user=text + instruction(problem))
-        return [*self._bos, *self._text_ids(text)]
+        return [*self._bos, *self._text_ids(text, most)]
 
-    def trace(self, problem: Problem) -> EncodedTrace:
+    def trace(self, problem: Problem, most: int | None = None) -> EncodedTrace:
         """Prompt, expert trace and end-of-turn token. Raises DataError if the problem has no trace.
+
+        `most` is as in `prompt`, of the prompt and of the trace.
 
         The trace is tokenized apart from the prompt, as a policy's response begins at a token boundary too: so the
         prompt's tokens are an exact prefix, and no token spans both.
@@ -88,8 +98,8 @@ class PromptTemplate:
             raise DataError(
                 f"{problem} has no expert trace to learn from; give data.sft a source with traces (trace_field)"
             )
-        prompt = self.prompt(problem)
-        response = self._text_ids(problem.trace)
+        prompt = self.prompt(problem, most)
+        response = self._text_ids(problem.trace, most)
         # Some traces carry their end mark as text; one that was cut has not come to its end.
         if problem.finished and (not response or response[-1] != self.end_token):
             response.append(self.end_token)
@@ -128,24 +138,22 @@ class PromptTemplate:
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         return [*system, {"role": "user", "content": user}]
 
-    def _apply_chat(self, messages: list[dict[str, str]], generation_prompt: bool, tokenize: bool = False) -> Any:
+    def _apply_chat(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
+        for message in messages:
+            check_unicode(message["content"])
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=generation_prompt, tokenize=tokenize
-            )
-        except Exception as error:  # templates are programs of their own and raise what they like
+            special = self.tokenizer.special_tokens_map
+            return render_chat(self.tokenizer.get_chat_template(), messages, special, generation_prompt)
+        except (ChatTemplateError, ValueError) as error:  # ValueError: of several templates none is the default
             raise ConfigError(
-                f"data.template: the chat template of {self._tokenizer_name} refuses the messages ({error})"
+                f"data.template: the chat template of {self._tokenizer_name} refuses the messages ({one_line(error)})"
                 + ("; try without data.system_prompt" if self.system_prompt is not None else "")
+                + "; choose another template, such as plain"
             ) from error
 
-    def _chat_ids(self, user: str) -> list[int]:
-        encoded = self._apply_chat(self._messages(user), True, tokenize=True)
-        # transformers 5 answers with a BatchEncoding, 4 with a list.
-        return list(encoded if isinstance(encoded, list) else encoded["input_ids"])
-
-    def _text_ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    def _text_ids(self, text: str, most: int | None = None) -> list[int]:
+        check_unicode(text)
+        return _ids(self.tokenizer, beginning(self.tokenizer, text, most))
 
     @cached_property
     def _bos(self) -> list[int]:
@@ -155,6 +163,42 @@ class PromptTemplate:
     @property
     def _tokenizer_name(self) -> str:
         return f"the tokenizer {self.tokenizer.name_or_path}".rstrip()
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def check_unicode(text: str) -> None:
+    """Raise DataError for a text that no tokenizer takes: half of a surrogate pair has no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"a text is not valid Unicode: half of a surrogate pair at character {error.start + 1}; mend the text"
+        ) from None
+
+
+def is_far_over(text: str, most: int | None) -> bool:
+    """Whether a text has so many characters that, within `most` tokens, each would stand for dozens of them."""
+    return most is not None and len(text) > 64 * most + 10_000
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase, text: str, most: int | None) -> str:
+    """The text; or, where it is far longer than `most` tokens, as much of it as makes more than twice as many.
+
+    Tokenizing takes hundreds of bytes a character: what cannot fit is not tokenized to its end. Nothing is assumed of
+    the tokenizer (one may read a whole text as one unknown token): what of the beginning makes too few tokens is taken
+    four times as long.
+    """
+    if most is None or not is_far_over(text, most):
+        return text
+    size = 4 * most + 1000
+    while size < len(text):
+        if len(_ids(tokenizer, text[:size])) > 2 * most + 100:
+            return text[:size]
+        size *= 4
+    return text
 
 
 def instruction(problem: Problem) -> str:

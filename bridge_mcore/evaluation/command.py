@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bridge_mcore import __version__
-from bridge_mcore.errors import BridgeError, ConfigError, DataError
+from bridge_mcore.config.json_file import read_json_object, shown
+from bridge_mcore.errors import BridgeError, CheckpointError, ConfigError, DataError
 from bridge_mcore.evaluation import tables
 from bridge_mcore.evaluation.majority import Same
 from bridge_mcore.evaluation.options import EvaluationOptions, Subject
@@ -31,6 +31,7 @@ from bridge_mcore.evaluation.suites import is_record_name
 from bridge_mcore.evaluation.verifiers import Verifiers
 from bridge_mcore.monitoring.progress import phase, say
 from bridge_mcore.monitoring.text import visible
+from bridge_mcore.platform.locks import FileLock
 from bridge_mcore.rewards.golds import check_golds
 from bridge_mcore.rewards.mixed import RewardSettings
 
@@ -71,20 +72,15 @@ def _check_judged(models: Sequence[ModelResult], answered: dict[str, Answered]) 
             )
 
 
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Only one command at a time writes there. Raises ConfigError if another one does."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another evaluation is writing {directory}; wait for it, or give another --output"
-            ) from None
-        except OSError as error:
-            say(f"· warning: {directory} cannot be locked here ({error}): no other command may write there meanwhile")
-        yield
+def _alone(directory: Path) -> FileLock:
+    """Only one command at a time writes there; who comes second is told who does. ConfigError where nobody can."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--output {directory}: nothing can be written there ({error.strerror or error}); give another directory"
+        ) from None
+    return FileLock(directory / ".lock", str(directory), say)
 
 
 def _evaluate(subject: Subject, options: EvaluationOptions, verifiers: Verifiers) -> tuple[Answered, dict[str, int]]:
@@ -169,14 +165,7 @@ def read_answers(directory: Path, tell: Callable[[str], None] = say) -> tuple[An
 
     Raises DataError if it holds no evaluation.
     """
-    path = directory / SETTINGS_FILE
-    try:
-        settings = json.loads(path.read_text())["benchmarks"]
-        asked = {name: (int(known["samples"]), list(known["problems"])) for name, known in settings.items()}
-        if not all(map(is_record_name, asked)):
-            raise ValueError("a benchmark whose name would lead elsewhere")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{directory} holds no evaluation (no readable {SETTINGS_FILE})") from None
+    asked = _asked(directory / SETTINGS_FILE)
     answered: Answered = {}
     samples: dict[str, int] = {}
     for name, (count, problems) in asked.items():
@@ -197,6 +186,21 @@ def read_answers(directory: Path, tell: Callable[[str], None] = say) -> tuple[An
     if not answered:
         raise DataError(f"{directory} holds no finished answers yet")
     return answered, samples
+
+
+def _asked(path: Path) -> dict[str, tuple[int, list[str]]]:
+    """(samples, ids of problems) of each benchmark in an evaluation's settings. DataError if they are damaged."""
+    said = read_json_object(path, missing=f"{path.parent} holds no evaluation: it has no {path.name}", kind=DataError)
+    benchmarks = said.get("benchmarks")
+    if not isinstance(benchmarks, dict):
+        raise DataError(f"{path} is damaged: it names no benchmarks; evaluate anew with --restart")
+    asked = {}
+    for name, known in benchmarks.items():
+        samples, problems = (known.get(key) for key in ("samples", "problems")) if isinstance(known, dict) else (0, 0)
+        if not is_record_name(name) or type(samples) is not int or samples < 1 or not isinstance(problems, dict):
+            raise DataError(f"{path} is damaged at the benchmark {shown(name)}; evaluate anew with --restart")
+        asked[name] = (samples, list(problems))
+    return asked
 
 
 def run_scores(directories: Sequence[Path], form: str, failures: int, workers: int) -> None:
@@ -233,8 +237,9 @@ def _labels(places: Sequence[Path]) -> list[str]:
 def _models_in(directory: Path) -> list[Path]:
     """Directories of the models that were evaluated there; those of the last command first, in its order."""
     try:
-        order = [model["model"] for model in json.loads((directory / RESULTS_FILE).read_text())["models"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        order = []
+        said = read_json_object(directory / RESULTS_FILE).get("models")
+    except CheckpointError:
+        said = None  # of an evaluation that was stopped: in the order of their names
+    order = [model.get("model") for model in said if isinstance(model, dict)] if isinstance(said, list) else []
     there = sorted(path.parent for path in directory.glob(f"*/{SETTINGS_FILE}"))
     return sorted(there, key=lambda path: order.index(path.name) if path.name in order else len(order))

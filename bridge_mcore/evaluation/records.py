@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, get_args, get_type_hints
 
+from bridge_mcore.config.json_file import one_line, parse_json, shown
 from bridge_mcore.data.problem import Problem
 from bridge_mcore.errors import DataError
 from bridge_mcore.evaluation.votes import same_spelling
@@ -82,7 +83,8 @@ def answer_of(problem: Problem, response: str) -> str | None:
     return (same_spelling(kind, clean(found), problem.answer) or None) if found is not None else None
 
 
-_FIELDS = {field.name for field in fields(Record)}
+#: What each field of a record may be, of `Record`'s annotations.
+_TYPES = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(Record).items()}
 
 
 class RecordFile:
@@ -123,7 +125,10 @@ def read_records(path: Path, mend: bool = False) -> list[Record]:
     Raises DataError naming the line that is no record.
     """
     records: list[Record] = []
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     whole = content.rfind(b"\n") + 1
     if mend and whole < len(content):
         with open(path, "r+b") as file:
@@ -133,14 +138,24 @@ def read_records(path: Path, mend: bool = False) -> list[Record]:
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
-            records.append(Record(**{key: found[key] for key in _FIELDS}))
-        except (ValueError, KeyError, TypeError) as error:
+            records.append(_record(parse_json(line)))
+        except ValueError as error:
             raise DataError(
-                f"{path}, line {number} is no record of an evaluation ({type(error).__name__}: {error}); "
-                "evaluate anew with --restart"
+                f"{path}, line {number} is no record of an evaluation ({one_line(error)}); evaluate anew with --restart"
             ) from None
     return records
+
+
+def _record(found: Any) -> Record:
+    """A record of a line's JSON. Raises ValueError for what no `record_of` makes."""
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__} instead of an object")
+    for name, kinds in _TYPES.items():
+        if name not in found:
+            raise ValueError(f"it has no {name}")
+        if type(found[name]) not in kinds:
+            raise ValueError(f"{name} is {shown(found[name])}")
+    return Record(**{name: found[name] for name in _TYPES})
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:

@@ -12,11 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.checkpoint.hf import check_checkpoint
+from bridge_mcore.config.json_file import read_json_object
 from bridge_mcore.data.problem import Problem
 from bridge_mcore.data.problems import load_problems
 from bridge_mcore.data.stops import load_tokenizer, stop_token_ids
 from bridge_mcore.data.templates import PromptTemplate
-from bridge_mcore.errors import ConfigError, DataError
+from bridge_mcore.errors import CheckpointError, ConfigError, DataError
 from bridge_mcore.evaluation.answerer import Answerer, open_answerer
 from bridge_mcore.evaluation.options import EvaluationOptions
 from bridge_mcore.evaluation.records import Record, RecordFile, record_of
@@ -66,7 +68,8 @@ def prepare(options: EvaluationOptions, model: Path) -> tuple[list[Work], Prompt
 
     Raises DataError or ConfigError naming benchmark, problem and mend.
     """
-    _, shape = find_family(model)
+    family, shape = find_family(model)
+    check_checkpoint(model, family, shape)
     tokenizer = load_tokenizer(model, shape.vocab_size)
     template = PromptTemplate(tokenizer, options.template, options.system_prompt)
     stops = stop_token_ids(model, template)
@@ -88,15 +91,15 @@ def _work(
     problems = list(first.values())
     if len(problems) < len(loaded):
         say(f"· {benchmark.name}: {len(loaded) - len(problems)} rows repeat a problem, which is asked once")
-    prompts = [template.prompt(problem) for problem in problems]
+    prompts = [template.prompt(problem, context) for problem in problems]
 
     how = how_answered(benchmark, options.suite, options.answers)
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
     room = context - len(prompts[longest])
     if room < 1:
         raise DataError(
-            f"{benchmark.name}: {problems[longest]} has a prompt of {len(prompts[longest])} tokens, and the model's "
-            f"context is {context}; choose another benchmark, or leave the row out of the file"
+            f"{benchmark.name}: {problems[longest]} has a prompt of at least {len(prompts[longest])} tokens, and the "
+            f"model's context is {context}; choose another benchmark, or leave the row out of the file"
         )
     if room < how.max_new_tokens:
         wanted = how.max_new_tokens
@@ -141,9 +144,10 @@ def check_settings(directory: Path, found: dict[str, Any], restart: bool) -> Non
         path.unlink(missing_ok=True)
     elif path.is_file():
         try:
-            old = json.loads(path.read_text())
+            old = read_json_object(path)
             faults = _differences(old, found)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            merged = {**old["benchmarks"], **found["benchmarks"]}
+        except (CheckpointError, KeyError, TypeError, AttributeError):
             raise ConfigError(f"{path} is damaged; give --restart, or another --output") from None
         if faults:
             more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
@@ -151,7 +155,7 @@ def check_settings(directory: Path, found: dict[str, Any], restart: bool) -> Non
                 f"{directory} holds an evaluation with other settings ({'; '.join(faults[:3])}{more}); give another "
                 "--output, or --restart to forget it"
             )
-        found = {**found, "benchmarks": {**old["benchmarks"], **found["benchmarks"]}}
+        found = {**found, "benchmarks": merged}
     elif records.is_dir() and any(records.iterdir()):
         raise ConfigError(f"{records} holds answers, but how they came about is lost ({path}); give --restart")
     write_json(path, found)

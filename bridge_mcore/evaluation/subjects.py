@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bridge_mcore.config.types import typed_path
 from bridge_mcore.errors import ConfigError
 from bridge_mcore.evaluation.options import Subject
 from bridge_mcore.monitoring.progress import say
@@ -50,10 +51,7 @@ def read_subjects(given: Sequence[str]) -> tuple[Subject, ...]:
 
 
 def _expanded(text: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:  # `~name` of a user that does not exist
-        raise ConfigError(f"MODEL {text}: {error}") from None
+    return typed_path(text, "MODEL")
 
 
 def _label(path: Path) -> str:

@@ -17,7 +17,17 @@ from bridge_mcore.config.load import load_section, raise_problems
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.config.rewards import plugins_among
 from bridge_mcore.config.schema import DataSource
-from bridge_mcore.config.types import NonNegativeFloat, PositiveInt, Section
+from bridge_mcore.config.types import (
+    Count,
+    Name,
+    Probability,
+    Section,
+    Temperature,
+    Text,
+    Tokens,
+    Tolerance,
+    typed_path,
+)
 from bridge_mcore.errors import ConfigError
 
 _HERE = Path(__file__).with_name("suites")
@@ -33,19 +43,17 @@ def is_record_name(name: str) -> bool:
 class Answers(Section):
     """How problems are answered. What a benchmark leaves open is the suite's, and the command line's goes before."""
 
-    max_new_tokens: PositiveInt | None = Field(None, description="longest answer, tokens")
-    samples: PositiveInt | None = Field(None, description="answers to each problem")
-    temperature: NonNegativeFloat | None = Field(None, description="0 is greedy")
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="sample from the smallest set of tokens of this probability"
-    )
+    max_new_tokens: Tokens | None = Field(None, description="longest answer, tokens")
+    samples: Count | None = Field(None, description="answers to each problem")
+    temperature: Temperature | None = Field(None, description="0 is greedy")
+    top_p: Probability | None = Field(None, description="sample from the smallest set of tokens of this probability")
 
 
 class Benchmark(Answers):
-    name: str = Field(description="what tables call it")
-    file: str | None = Field(None, description="its problems, as a path in the directory of --data-dir")
+    name: Name = Field(description="what tables call it")
+    file: Name | None = Field(None, description="its problems, as a path in the directory of --data-dir")
     source: DataSource = Field(DataSource(), description="how its rows are read; where they come from without `file`")
-    tolerance: NonNegativeFloat = Field(
+    tolerance: Tolerance = Field(
         0.0, description="relative difference at which a number with decimals counts as the right one"
     )
 
@@ -60,7 +68,7 @@ class Benchmark(Answers):
 
 
 class Suite(Answers):
-    about: str = Field("", description="what it measures, and where its settings come from")
+    about: Text = Field("", description="what it measures, and where its settings come from")
     benchmarks: list[Benchmark] = Field(description="in the order of tables")
 
     @property
@@ -104,7 +112,7 @@ def load_suite(name: str, only: Sequence[str] = ()) -> Suite:
     """
     path = SUITES.get(name)
     if path is None:
-        path = Path(name).expanduser()
+        path = typed_path(name, "--suite")
         if path.suffix not in (".yaml", ".yml"):
             raise ConfigError(
                 f"--suite {name}: there is no such suite{nearest(name, SUITES)}; choose from {', '.join(SUITES)}, "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge_mcore.errors import BridgeError, ConfigError
+from bridge_mcore.errors import ConfigError
 from bridge_mcore.monitoring.curves import smooth, wilson
 from bridge_mcore.monitoring.runs import Run, load_run
 
@@ -251,7 +251,7 @@ def _save(figure: Any, path: Path) -> None:
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or error
-        raise BridgeError(f"{path}: cannot write the figure there ({reason}); --figure PATH names another") from error
+        raise ConfigError(f"{path}: cannot write the figure there ({reason}); --figure PATH names another") from error
     finally:
         if temporary.exists():
             temporary.unlink()

@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.config.json_file import parse_json
 from bridge_mcore.errors import ConfigError, DataError, TrainingError
+from bridge_mcore.monitoring.recorded import MOST_STEPS
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.jsonl"
@@ -114,6 +116,26 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [line for line, _ in _read_lines(Path(run_dir) / METRICS_FILE)]
 
 
+def missing_steps(run_dir: Path, step: int) -> list[str]:
+    """A warning, if a run's metrics lack steps up to `step`, which a resume cannot bring back; else nothing.
+
+    Raises DataError if the file cannot be read.
+    """
+    path = Path(run_dir) / METRICS_FILE
+    there = {line["step"] for line, _ in _read_lines(path)} if path.exists() else set()
+    gaps: list[list[int]] = []
+    for missing in (number for number in range(1, step + 1) if number not in there):
+        if gaps and gaps[-1][1] == missing - 1:
+            gaps[-1][1] = missing
+        else:
+            gaps.append([missing, missing])
+    if not gaps:
+        return []
+    shown = [str(a) if a == b else f"{a} to {b}" for a, b in gaps[:5]]
+    more = f" and {len(gaps) - 5} more stretches" if len(gaps) > 5 else ""
+    return [f"warning: {path} lacks steps {', '.join(shown)}{more} of {step}"]
+
+
 def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
     """A run's evaluations, one a step. A resumed run may evaluate its first step again: the last one counts."""
     by_step = {line["step"]: line for line, _ in _read_lines(Path(run_dir) / EVALUATION_FILE)}
@@ -133,12 +155,12 @@ def _read_lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:
     lines = []
     for i, data in numbered:
         try:
-            line = json.loads(data)
+            line = parse_json(data)
         except ValueError as error:
             if i == numbered[-1][0]:
                 break
             raise DataError(f"{path}, line {i}: not valid JSON ({error}); mend or delete this line") from error
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int) or abs(line["step"]) > MOST_STEPS:
             raise DataError(f'{path}, line {i}: not an object with an integer "step"; mend or delete this line')
         lines.append((line, data))
     return lines

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from bridge_mcore.errors import DataError
+from bridge_mcore.config.json_file import parse_json
+from bridge_mcore.config.yaml_source import read_yaml
+from bridge_mcore.errors import ConfigError, DataError
 from bridge_mcore.monitoring.curves import ends
 from bridge_mcore.monitoring.metrics import (
     EVALUATION_FILE,
@@ -18,6 +18,7 @@ from bridge_mcore.monitoring.metrics import (
     read_evaluations,
     read_metrics,
 )
+from bridge_mcore.monitoring.recorded import check_evaluations, check_metrics, check_settings, setting
 from bridge_mcore.monitoring.text import number
 
 METHOD_NAMES = {"bridge": "BRIDGE", "rl_zero": "RL-zero", "sft": "SFT", "cold_start": "cold start"}
@@ -80,10 +81,7 @@ class Run:
 
     def setting(self, key: str) -> Any:
         """``setting("training.steps")``: a config value, or None."""
-        value: Any = self.config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
+        return setting(self.config, key)
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of a metric, where it has a finite one."""
@@ -114,23 +112,34 @@ def load_run(directory: Path) -> Run:
         inside = sorted(path.parent for path in directory.glob(f"*/{METRICS_FILE}"))
         hint = f" Did you mean {' or '.join(map(str, inside[:3]))}?" if inside else ""
         raise DataError(f"{directory}: not a run directory, it has no {METRICS_FILE}. {RUN_DIRECTORY_HOLDS}{hint}")
-    return Run(
+    run = Run(
         directory=directory,
         metrics=read_metrics(directory),
         evaluations=read_evaluations(directory) if (directory / EVALUATION_FILE).exists() else [],
-        config=_mapping(directory / "config.yaml", yaml.safe_load, yaml.YAMLError),
-        summary=_mapping(directory / "summary.json", json.loads, ValueError),
+        config=_mapping(directory / "config.yaml", _yaml),
+        summary=_mapping(directory / "summary.json", lambda path: parse_json(path.read_bytes())),
     )
+    check_metrics(directory / METRICS_FILE, run.metrics)
+    check_evaluations(directory / EVALUATION_FILE, run.evaluations)
+    check_settings(directory / "config.yaml", run.config)
+    return run
 
 
-def _mapping(path: Path, parse: Any, parse_error: type[Exception]) -> dict[str, Any]:
+def _yaml(path: Path) -> Any:
+    source = read_yaml(path)
+    if source.problems:
+        raise ConfigError(source.problems[0])
+    return source.tree
+
+
+def _mapping(path: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
     """A file that a run may not have written yet, as a dictionary."""
-    try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (parse_error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    try:
+        content = read(path)
+    except (OSError, ValueError, ConfigError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds no mapping of names to values")
     return content

@@ -78,6 +78,9 @@ def undecided_text(metrics: Mapping[str, float]) -> str:
 
 def number(value: object) -> float | None:
     """``value`` as a finite float, or None: metrics may be missing, null or text."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number beyond what a float holds
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +82,30 @@ def joined_world(platform: Platform, timeout_s: float = 600.0, alone: bool = Fal
         raise
     finally:
         dist.destroy_process_group()
+
+
+_arrivals = itertools.count()
+
+
+def all_arrive(seconds: float) -> bool:
+    """Whether all ranks call this within `seconds` of one another: after a failure some may be gone, or wait elsewhere.
+
+    Every rank calls it, if it calls it, equally often.
+    """
+    if not dist.is_initialized():
+        return False
+    world, number = dist.get_world_size(), next(_arrivals)
+    if world == 1:
+        return True
+    from torch.distributed import distributed_c10d
+
+    try:
+        store = distributed_c10d._get_default_store()
+        store.set(f"arrived/{number}/{dist.get_rank()}", "1")
+        store.wait([f"arrived/{number}/{rank}" for rank in range(world)], timedelta(seconds=seconds))
+    except RuntimeError:  # not all of them, or whoever kept the store has gone
+        return False
+    return True
 
 
 def _is_said(message: str) -> bool:

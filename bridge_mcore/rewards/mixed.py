@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from bridge_mcore.config.rewards import PLUGIN, plugin_problem, plugins_among, reward_problem
+from bridge_mcore.config.rewards import PLUGIN, unnamed_plugin, plugins_among, reward_problem
 from bridge_mcore.config.rewards import Reward as RewardSection
 from bridge_mcore.errors import ConfigError
 from bridge_mcore.rewards.noise import NoisyReward
@@ -68,7 +68,7 @@ def settings_of(section: RewardSection, plugins: frozenset[str] = frozenset()) -
 def build_reward(name: str, settings: RewardSettings) -> Reward:
     """One reward by name, without noise. Raises ConfigError, as its constructor does too."""
     check_names([name])
-    if problem := plugin_problem(name, settings.plugins):
+    if problem := unnamed_plugin(name, settings.plugins):
         raise ConfigError(f"reward: {problem}")
     limits = (settings.workers, settings.cpu_seconds, settings.wall_seconds, settings.memory_gib)
     # Imported when wanted: some need an optional package, and a run with math alone needs no sandbox.

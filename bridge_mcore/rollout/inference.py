@@ -44,10 +44,13 @@ def load_chunks(
 ) -> list[PolicyModel]:
     """This rank's chunks of an HF checkpoint (and a PEFT adapter), for answering; within the layout's groups."""
     family, shape = find_family(directory)
+    hf.check_checkpoint(directory, family, shape)
+    lora = None if adapter is None else peft.read_adapter_config(adapter, shape)
+    if adapter is not None and lora is not None:
+        peft.open_adapter(adapter, lora, shape)
     chunks = build_chunks(shape, parallel, dtype, device)
     hf.load_theta(chunks, directory, family, shape)
-    if adapter is not None:
-        lora = peft.read_adapter_config(adapter, shape)
+    if adapter is not None and lora is not None:
         attach_lora(chunks, lora, shape, seed=0)
         peft.load_adapter(chunks, adapter, lora, shape)
         for chunk in chunks:
@@ -67,6 +70,6 @@ def open_model(
     if dtype is None:
         dtype = torch.float32 if platform.kind == "cpu" else torch.bfloat16
     with process_groups(platform, Parallel(), seed=0) as layout:
-        chunks = load_chunks(directory, adapter, Parallel(), dtype, platform.device)
         stops = stop_token_ids(directory, prompts)
+        chunks = load_chunks(directory, adapter, Parallel(), dtype, platform.device)
         yield Inference(shape, tokenizer, prompts, stops, EmbeddedEngine(chunks), layout)

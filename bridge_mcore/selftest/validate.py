@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bridge_mcore.config.json_file import one_line
+from bridge_mcore.config.machine import require_processes
 from bridge_mcore.config.nearest import nearest
+from bridge_mcore.config.outputs import directory_problem, file_problem
 from bridge_mcore.errors import ConfigError
 from bridge_mcore.platform.ranks import gpu_memories, joined_world, local_ranks
 from bridge_mcore.selftest.layouts import row_names
@@ -25,6 +28,8 @@ def check_selftest(options: SelftestOptions) -> None:
         found = len(gpu_memories())
         if 0 < found < here:
             raise ConfigError(f"--gpus {here}: this machine shows {found}; say --gpus {found}")
+    if world is None:
+        require_processes("--processes" if options.device == "cpu" else "--gpus", options.processes)
     known = [*SECTIONS, *row_names(options, world or options.processes)]
     for word in options.only:
         if word not in known:
@@ -33,6 +38,8 @@ def check_selftest(options: SelftestOptions) -> None:
             )
     for flag, path in (("--json", options.json and options.json.parent), ("--directory", options.directory)):
         if path is not None and not path.is_dir():
-            raise ConfigError(f"{flag}: {path} is not a directory")
-    if options.json is not None and options.json.is_dir():
-        raise ConfigError(f"--json {options.json} is a directory; give a file")
+            raise ConfigError(f"{flag}: {one_line(path, 200)} is not a directory")
+        if path is not None and flag == "--directory" and (problem := directory_problem(path)) is not None:
+            raise ConfigError(f"{flag} {one_line(path, 200)}: {problem}")
+    if options.json is not None and (problem := file_problem(options.json)) is not None:
+        raise ConfigError(f"--json {one_line(options.json, 200)}: {problem}")

@@ -60,11 +60,11 @@ class DataRecord:
         """Where the encoding of a source (and of those mixed with it) counts what it kept, cut and dropped."""
         return self._counts.setdefault((key, what), Counter())
 
-    def write(self, directory: Path) -> None:
-        """Write data.json."""
+    def text(self) -> str:
+        """The content of data.json."""
         for (key, what), counts in self._counts.items():
             self.entries[key][what] = dict(counts)
-        (directory / DATA_FILE).write_text(json.dumps(self.entries, indent=1, ensure_ascii=False) + "\n")
+        return json.dumps(self.entries, indent=1, ensure_ascii=False) + "\n"
 
 
 def digest(problems: Sequence[Problem]) -> str:

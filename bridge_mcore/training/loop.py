@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
-from bridge_mcore.checkpoint.run_state import CheckpointWriter, load_state
+from bridge_mcore.checkpoint.run_state import CheckpointWriter, load_state, read_extra
 from bridge_mcore.config.load import dump_config
 from bridge_mcore.config.schema import Config
 from bridge_mcore.data.sample import Sample
-from bridge_mcore.errors import TrainingError
+from bridge_mcore.errors import CheckpointError, RunStopped, TrainingError
 from bridge_mcore.methods.base import RL, SFT, THETA_HAT
 from bridge_mcore.methods.schedules import rate_factor
+from bridge_mcore.monitoring.metrics import missing_steps
 from bridge_mcore.monitoring.progress import say
 from bridge_mcore.platform.device import setup_device
 from bridge_mcore.platform.distributed import process_groups
 from bridge_mcore.platform.stop import StopRequest
-from bridge_mcore.rollout.remote.fleet import EngineLost
 from bridge_mcore.training.case import save_case
 from bridge_mcore.training.finish import Course, due_sets, finish
 from bridge_mcore.training.generated import make_model
-from bridge_mcore.training.run_directory import checkpoint_to_resume, set_aside
+from bridge_mcore.training.run_directory import checkpoint_to_resume, has_run
+from bridge_mcore.training.run_lock import run_lock
+from bridge_mcore.training.same_run import SameRun, recorded
 from bridge_mcore.training.saved import save_rollouts
 from bridge_mcore.training.session import Session, open_session
 
@@ -30,35 +33,36 @@ def train(config: Config) -> None:
     started = time.perf_counter()
     directory = config.run.directory
     platform = setup_device(config.device, config.run.threads)
-    with process_groups(platform, config.parallel, config.run.seed) as layout, StopRequest() as stop:
+    with (
+        process_groups(platform, config.parallel, config.run.seed) as layout,
+        StopRequest() as stop,
+        run_lock(config),
+    ):
         if layout.is_main:
             say(f"· {platform.describe()}")
-            if config.run.resume == "restart" and (old := set_aside(directory)):
-                say(f"· an earlier run is kept in {old}")
-            directory.mkdir(parents=True, exist_ok=True)
         resume_from, remarks = checkpoint_to_resume(config)
+        step, extra = read_extra(resume_from) if resume_from is not None else (0, None)
+        run = SameRun(config, recorded(extra, resume_from) if resume_from is not None else None, step)
+        run.check_settings()
+        begins = how_it_begins(config, resume_from, run)
         source = config.model.path or directory / "base"
         if config.model.path is None and resume_from is None:
             make_model(config, platform, layout, source)
-        with open_session(config, platform, layout, source) as session:
-            step = 0
+        with open_session(config, platform, layout, source, run) as session:
             course = Course(directory, started)
             if resume_from is not None:
-                step, state = load_state(
-                    resume_from, session.policy, identity(session), remarks, verified=config.run.resume == "auto"
-                )
-                session.restore_position(state["position"])
-                course.restore(state["course"])
+                verified = config.run.resume == "auto"
+                step, state = load_state(resume_from, session.policy, identity(session), remarks, verified)
+                restore(session, course, state, resume_from)
             if layout.is_main:
-                (directory / "config.yaml").write_text(dump_config(config))
-                session.record.write(directory)
-                for line in remarks + ([f"· resuming from {resume_from}, after step {step}"] if resume_from else []):
+                run.keep_earlier(directory, dump_config(config), session.record.text())
+                for line in [*remarks, *begins, *run.lines()]:
                     say(line)
                 course.open(config, step if resume_from else None)
-            writer = CheckpointWriter(
+            with CheckpointWriter(
                 directory / "checkpoints", config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
-            )
-            run_steps(session, step, course, stop, writer)
+            ) as writer:
+                run_steps(session, step, course, stop, writer)
             if not stop.agreed and config.debug.only not in ("rollouts", "sync"):
                 finish(session, course)
     if stop.agreed:
@@ -82,9 +86,9 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest, wr
             position = session.position()
             try:
                 samples, own, metrics = gather_samples(session, step)
-            except EngineLost as error:
+            except RunStopped as error:
                 # The step has changed nothing yet: it is taken again, with the same data, by the run that goes on.
-                raise keep(error, session, step, course, writer, position) from error
+                raise keep(error, "while rolling out", session, step, course, writer, position) from error
             except TrainingError as error:
                 raise TrainingError(f"step {step + 1}, while rolling out: {error}") from error
             if config.debug.save_rollouts or config.debug.only == "rollouts":
@@ -109,7 +113,6 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest, wr
             except TrainingError as error:
                 case = cases / f"failed_step_{step + 1:08d}"
                 save_case(case, session.policy, samples, config, lam, *rates, stepped=session.updater.stepped)
-                writer.finish()  # all ranks are here: what was being written is not lost
                 again = f", and run it again with bridge-mcore replay {case} OUT" if session.policy.lora else ""
                 raise TrainingError(
                     f"step {step + 1}: {error}\nthe step is saved: look at {case}/batch.jsonl{again}"
@@ -124,8 +127,10 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest, wr
                 try:
                     session.schedule.settle(step)
                     metrics |= course.evaluate(session, step, due)
-                except EngineLost as error:
-                    raise keep(error, session, step, course, writer, session.position()) from error
+                except RunStopped as error:
+                    raise keep(
+                        error, "while evaluating before it", session, step, course, writer, session.position()
+                    ) from error
             metrics["seconds_step"] = time.perf_counter() - began
             working = metrics["seconds_step"] - metrics.get("seconds_evaluation", 0.0)
             metrics["tokens_per_second"] = metrics.pop("tokens") / working
@@ -189,22 +194,55 @@ def save(session: Session, step: int, course: Course, writer: CheckpointWriter) 
     """Start writing a checkpoint."""
     try:
         session.schedule.settle(step)
-    except EngineLost as error:
-        raise keep(error, session, step, course, writer, session.position()) from error
+    except RunStopped as error:
+        raise keep(error, "while waiting for rollouts", session, step, course, writer, session.position()) from error
     write(session, step, course, writer, session.position())
 
 
 def write(session: Session, step: int, course: Course, writer: CheckpointWriter, position: dict[str, Any]) -> None:
     """Start writing a checkpoint whose run goes on at `position` of the data."""
-    writer.save(session.policy, step, {"position": position, "course": course.state()}, identity(session))
+    extra = {"position": position, "course": course.state(), "run": session.run.record}
+    writer.save(session.policy, step, extra, identity(session))
 
 
 def keep(
-    error: EngineLost, session: Session, step: int, course: Course, writer: CheckpointWriter, position: dict[str, Any]
+    error: RunStopped,
+    doing: str,
+    session: Session,
+    step: int,
+    course: Course,
+    writer: CheckpointWriter,
+    position: dict[str, Any],
 ) -> TrainingError:
-    """Servers are lost for good: save the run as it is after `step`, and return what to tell the user."""
+    """The step after `step` cannot be taken: save the run as it is, and return what to tell the user."""
     write(session, step, course, writer, position)
     writer.finish()
     return TrainingError(
-        f"step {step + 1}, while rolling out: {error}\nthe run is saved after step {step}; go on with run.resume=auto"
+        f"step {step + 1}, {doing}: {error}\nthe run is saved after step {step}; go on with run.resume=auto"
     )
+
+
+def restore(session: Session, course: Course, state: Any, origin: Path) -> None:
+    """Go on where a checkpoint was taken. Raises CheckpointError for a state that no run has written."""
+    try:
+        session.restore_position(state["position"])
+        course.restore(state["course"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{origin}: its state of the run cannot be read: {error!r}") from error
+
+
+def how_it_begins(config: Config, origin: Path | None, run: SameRun) -> list[str]:
+    """What is to be said at the start of a run that goes on, or that was to. Raises DataError for damaged metrics."""
+    directory = config.run.directory
+    if origin is None:
+        if config.run.resume == "auto" and has_run(directory):
+            return [f"· {directory / 'checkpoints'} holds no checkpoint: the run starts anew, from step 1"]
+        return []
+    lines = [f"· resuming from {origin}, after step {run.step}"]
+    if run.before is None:
+        lines.append(
+            "· that checkpoint does not say what run it is of: that data and model are the same is taken on trust"
+        )
+    if origin.absolute().parent.parent == directory.absolute():
+        lines += missing_steps(directory, run.step)
+    return lines

@@ -166,7 +166,10 @@ def build_policy(
         CheckpointError: for a checkpoint that is corrupt or cannot be expressed.
     """
     family, shape = find_family(source)
+    hf.check_checkpoint(source, family, shape)
     lora = lora_of(config, shape, adapter_path) if adapter else None
+    if lora is not None and adapter_path is not None:
+        peft.open_adapter(adapter_path, lora, shape)
     dtype = getattr(torch, config.model.dtype)
     chunks = build_chunks(
         shape,

@@ -34,6 +34,7 @@ from bridge_mcore.training.collect import Collector
 from bridge_mcore.training.data_record import DataRecord
 from bridge_mcore.training.passes import PassRunner
 from bridge_mcore.training.policy import Policy, build_policy, lora_of
+from bridge_mcore.training.same_run import SameRun, model_facts, tokenizer_digests
 from bridge_mcore.training.saved import SavedRollouts
 from bridge_mcore.training.schedule import Schedule, make_schedule
 from bridge_mcore.training.step import Updater
@@ -62,6 +63,7 @@ class Session:
     trace_order: ShuffledSampler
     evaluation: dict[str, HeldOut]
     record: DataRecord
+    run: SameRun
     #: judges evaluations, without noise
     examiner: Judge
     sampling: SamplingParams
@@ -88,9 +90,9 @@ class Session:
 
 
 @contextmanager
-def open_session(config: Config, platform: Platform, layout: Layout, source: Path) -> Iterator[Session]:
+def open_session(config: Config, platform: Platform, layout: Layout, source: Path, run: SameRun) -> Iterator[Session]:
     """Start servers, load data, model and verifier; anything that would fail later fails here. What was started ends
-    with the context."""
+    with the context. run: what a resumed run must find unchanged."""
     method = make_method(config)
     _, shape = find_family(source)
     context = min(config.training.max_length or shape.max_positions, shape.max_positions)
@@ -106,7 +108,7 @@ def open_session(config: Config, platform: Platform, layout: Layout, source: Pat
             room = EngineRoom(config, platform, layout, source, shape, lora, min(wide, shape.max_positions))
             stack.callback(room.close)
             context = min(context, room.context)
-        yield from _open(config, platform, layout, source, method, context, room, stack)
+        yield from _open(config, platform, layout, source, run, method, context, room, stack)
 
 
 def _evaluated_tokens(config: Config) -> list[int]:
@@ -120,6 +122,7 @@ def _open(
     platform: Platform,
     layout: Layout,
     source: Path,
+    run: SameRun,
     method: Method,
     context: int,
     room: EngineRoom | None,
@@ -168,6 +171,7 @@ def _open(
             asked = encode_prompts(found, tokenizer, config.data, whole - most, counts, mend)
             params = SamplingParams(most, held_out.temperature, 1.0, stops, config.run.seed)
             evaluation[name] = HeldOut(asked, params, held_out.answers, held_out.every)
+        run.inputs(record.entries, tokenizer_digests(source), model_facts(shape, stops))
         _check_held_out([*(p.problem for p in prompts), *(t.problem for t in traces if t.problem)], evaluation)
         judged = [p.problem for found in (prompts, *(held.prompts for held in evaluation.values())) for p in found]
         remarks = check_golds(judged)
@@ -230,6 +234,7 @@ def _open(
         trace_order=ShuffledSampler(max(len(traces), 1), seed + _SFT_ORDER),
         evaluation=evaluation,
         record=record,
+        run=run,
         examiner=Judge(rewards, decode, noise=False, stop_texts=template.stop_texts),
         sampling=sampling,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,10 @@ from bridge_mcore.checkpoint.convert import (
     with_adapter,
     with_own_adapter,
 )
+from bridge_mcore.checkpoint.inspect import inspect
 from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory
 from bridge_mcore.config.schema import Parallel
+from bridge_mcore.data.tokenizer import task_tokenizer
 from bridge_mcore.errors import BridgeError, CheckpointError, ConfigError
 from tests.models import KINDS, MOE, save_tiny
 from tests.parallel.processes import run_ranks
@@ -156,9 +159,11 @@ def test_a_layout_that_cannot_be_is_refused(tmp_path):
 
 
 def test_what_travels_with_the_weights_comes_along(tmp_path):
-    save_tiny("qwen2", tmp_path / "hf")
-    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
-        (tmp_path / "hf" / name).write_text(f'{{"content of": "{name}"}}')
+    tokenizer = task_tokenizer("running_sums")
+    save_tiny("qwen2", tmp_path / "hf", vocab=len(tokenizer))
+    tokenizer.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": [1]}')
     (tmp_path / "hf" / "additional_chat_templates").mkdir()
     (tmp_path / "hf" / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
     (tmp_path / "hf" / "modeling_evil.py").write_text("print('never')")
@@ -470,3 +475,40 @@ def test_the_difference_of_two_models_is_an_adapter(tmp_path, seed):
     assert names == {"q_proj", "gate_proj"}
     with pytest.raises(CheckpointError, match="same linear layers"):
         from_models(tmp_path / "base", tmp_path / "base", tmp_path / "none", 2, Options())
+
+
+def _break_tokenizer(hf: Path) -> None:
+    (hf / "tokenizer.json").write_text("{")
+
+
+def _swap_tokenizer(hf: Path) -> None:
+    """Another model's: it has more tokens than the model."""
+    task_tokenizer("running_sums").save_pretrained(hf)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_break_tokenizer, "tokenizer of .*hf cannot be loaded"),
+        (_swap_tokenizer, "does not match the model: its token"),
+        (lambda hf: (hf / "generation_config.json").write_text("{"), r"generation_config\.json, line 1: invalid JSON"),
+        (lambda hf: (hf / "generation_config.json").write_text("[" * 100_000), "nested too deeply"),
+        (lambda hf: (hf / "generation_config.json").write_text('{"eos_token_id": -5}'), "-5 is no token of the model"),
+        (lambda hf: (hf / "generation_config.json").write_text('{"eos_token_id": 120}'), "120 is no token"),
+        (lambda hf: (hf / "generation_config.json").write_text('{"eos_token_id": [true]}'), "not a token id"),
+    ],
+)
+def test_what_travels_with_the_weights_is_looked_at_first(tmp_path, spoil, said):
+    """A tokenizer or an end token that is broken or another model's would be found where the model is used."""
+    save_tiny("qwen2", tmp_path / "hf")
+    spoil(tmp_path / "hf")
+    with pytest.raises(CheckpointError, match=said):
+        open_hf(tmp_path / "hf")
+    assert re.search(said, inspect(tmp_path / "hf").problem or "")
+
+
+def test_a_model_without_a_tokenizer_is_converted_and_that_is_said(tmp_path):
+    save_tiny("qwen2", tmp_path / "hf")
+    said: list[str] = []
+    to_megatron(open_hf(tmp_path / "hf"), tmp_path / "m", Parallel(), None, 1, Options(say=said.append))
+    assert any(f"{tmp_path / 'hf'} has no tokenizer" in line for line in said)

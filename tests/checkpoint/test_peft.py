@@ -102,10 +102,10 @@ def test_what_is_not_plain_lora_of_this_model_is_named(tmp_path, shape, change, 
     [
         (b"[]", "one JSON object"),
         (b"null", "one JSON object"),
-        (b"{", "not valid JSON"),
+        (b"{", "line 1: invalid JSON"),
         (b'{"a": ' + b"[" * 100_000, "nested too deeply"),
         (b'"\xff"', "not UTF-8"),
-        (b'{"r": ' + b"1" * 5000 + b"}", "not valid JSON"),  # Python's own limit of digits
+        (b'{"r": ' + b"1" * 5000 + b"}", "more than 4300 digits"),  # Python's own limit
     ],
 )
 def test_a_damaged_config_is_one_message(tmp_path, shape, content, said):

@@ -137,7 +137,7 @@ def test_an_index_leads_nowhere_else(tmp_path, name):
 def test_a_broken_index_is_named(tmp_path, content):
     save_tiny("qwen2", tmp_path / "hf")
     (tmp_path / "hf" / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"index\.json is not a valid index"):
+    with pytest.raises(CheckpointError, match=r"index\.json.*(not a valid index|invalid JSON|one JSON object|nested)"):
         open_hf(tmp_path / "hf")
 
 

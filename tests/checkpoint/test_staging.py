@@ -14,6 +14,7 @@ import transformers
 
 from bridge_mcore.checkpoint.staging import Output, write_directory
 from bridge_mcore.errors import CheckpointError
+from bridge_mcore.platform.locks import LockHeld
 
 
 def save_wide(directory: Path, seed: int, hidden: int) -> None:
@@ -105,7 +106,7 @@ def test_nobody_comes_between_a_writer_and_its_last_rename(tmp_path, monkeypatch
         sync(directory)
         monkeypatch.setattr(atomic, "sync_tree", sync)
         for _ in range(2):
-            with pytest.raises(CheckpointError, match="another process is writing"):
+            with pytest.raises(LockHeld, match=r"is being written by process \d+ on "):
                 write_directory(tmp_path / "t", {}, outputs(["a"], []), lambda *_: None, workers=1)
             refused.append(True)
 
@@ -149,10 +150,23 @@ def test_two_writers_of_one_directory_do_not_mix(tmp_path):
     )
     first.start()
     assert started.wait(20)
-    with pytest.raises(CheckpointError, match="another process is writing"):
+    with pytest.raises(LockHeld, match=r"is being written by process \d+ on "):
         write_directory(tmp_path / "t", {}, [Output("a", 5, slow)], lambda *_: None, workers=1)
     go.set()
     first.join()
     assert (tmp_path / "t" / "a").read_bytes() == b"first"
     with open(tmp_path / "t" / "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nothing holds on to it
+
+
+def test_two_whole_directories_at_one_place_do_not_mix(world, tmp_path):
+    """What exports, replays and prepared data are written with: the second is refused, the first is whole."""
+    from bridge_mcore.checkpoint.atomic import atomic_directory
+
+    with atomic_directory(tmp_path / "t") as first:
+        (first / "a").write_text("first")
+        with pytest.raises(LockHeld, match=r"t is being written by process \d+ on "):
+            with atomic_directory(tmp_path / "t") as second:
+                (second / "b").write_text("second")
+        assert (first / "a").exists()
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "t"]

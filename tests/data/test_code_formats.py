@@ -152,3 +152,27 @@ def test_solutions_pass_and_others_fail() -> None:
     assert [verdict.verdict for verdict in reward.judge(attempts)] == ["correct"] * 5
     assert [verdict.verdict for verdict in reward.judge(wrong)] == ["incorrect"] * 5
     reward.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"code": "-" * 100_000 + "1"},
+        {"code": "(" * 5000},
+        {"code": "x\0"},
+        {"test_list": ["assert " + "-" * 100_000 + "1"]},
+    ],
+)
+def test_code_that_pythons_parser_gives_up_on(change: dict) -> None:
+    with pytest.raises(DataError, match=r"MBPP problem .*: its tests or code are not Python") as error:
+        mbpp({**MBPP, **change})
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '[{"input": ' + "9" * 5000 + "}]", "[" * 300 + "]" * 300])
+def test_test_cases_beyond_what_is_read(text: str) -> None:
+    for column in ("public_test_cases", "private_test_cases"):
+        with pytest.raises(DataError, match=r"is not JSON that can be read: (nested too deeply|a whole number)"):
+            livecodebench(lcb(**{column: text}))
+    with pytest.raises(DataError, match="is not JSON that can be read"):
+        livecodebench(lcb(private_test_cases=packed(text)))

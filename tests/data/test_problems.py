@@ -266,3 +266,17 @@ def test_reading_data_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("9" * 5000, "a whole number in it has more than 4300 digits"), ("[" * 100_000, "nested too deeply"),
+     ("[" * 300 + "]" * 300, "nested too deeply")],
+)  # fmt: skip
+def test_numbers_and_nesting_that_no_row_needs(tmp_path, suffix, value, said):
+    path = tmp_path / f"data{suffix}"
+    path.write_text(f'{{"problem": "q", "answer": "1"}}\n{{"problem": "q", "answer": {value}}}\n')
+    with pytest.raises(DataError, match=rf"data{suffix}, line 2: {said}") as error:
+        load(path, bad_rows="skip")
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 400

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import BatchEncoding, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from bridge_mcore.config.schema import Data, DataSource
+from bridge_mcore.data import chat_render
 from bridge_mcore.data.pairs import check_tokenizer, encode_prompts, encode_traces
 from bridge_mcore.data.problem import Problem, problem_id
 from bridge_mcore.data.problems import load_problems
-from bridge_mcore.data.templates import TEMPLATES, PromptTemplate, render_prompt, render_trace
+from bridge_mcore.data.templates import INSTRUCTION, TEMPLATES, PromptTemplate, is_far_over, render_prompt, render_trace
 from bridge_mcore.data.tokenizer import task_tokenizer
 from bridge_mcore.errors import CheckpointError, ConfigError, DataError
 
@@ -25,6 +28,10 @@ LLAMA = (
     "{% if add_generation_prompt %}<|head|>assistant\n\n{% endif %}"
 )
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+ODD_TEMPLATE = (
+    "{% for m in messages %}{% if loop.index > 9 %}{% break %}{% endif %}<|im_start|>{{ m | tojson }}"
+    "{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}{{ strftime_now('%Y') }} {{ eos_token }}"
+)
 ASK = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 
@@ -84,16 +91,94 @@ def test_chat_is_the_tokenizers_own_template(qwen, llama):
     assert ids.count(llama.bos_token_id) == 1 and ids[0] == llama.bos_token_id
 
 
-def test_chat_with_either_return_type(qwen, monkeypatch):
-    ids = render_prompt(problem(), qwen, "chat")
-    apply = type(qwen).apply_chat_template
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_chat_is_what_transformers_makes_of_it(qwen, llama, system):
+    """Although it is rendered elsewhere; of templates that know lists, dates, JSON and generation blocks, too."""
+    odd = byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ODD_TEMPLATE)
+    messages = [{"role": "user", "content": "What is 6 * 7?" + INSTRUCTION}]
+    messages = [{"role": "system", "content": system}, *messages] if system else messages
+    for tokenizer in (qwen, llama, odd):
+        wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)["input_ids"]
+        assert render_prompt(problem(), tokenizer, "chat", system) == wanted
 
-    def as_list(self, *args, tokenize=True, **kwargs):
-        result = apply(self, *args, tokenize=tokenize, **kwargs)
-        return list(result["input_ids"]) if isinstance(result, BatchEncoding) else result
 
-    monkeypatch.setattr(type(qwen), "apply_chat_template", as_list)
-    assert render_prompt(problem(), qwen, "chat") == ids
+ENDLESS = {
+    "loops": "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+    "only for a long question": (
+        "{% if messages[-1].content | length > 200 %}{% for a in range(100000) %}{% for b in range(100000) %}"
+        "{% endfor %}{% endfor %}{% endif %}x"
+    ),
+    "one operation without end": "{{ 7 ** (7 ** (7 ** 7)) }}",
+    "a macro that calls itself twice": (
+        "{% macro f(n) %}{{ f(n - 1) if n }}{{ f(n - 1) if n }}{% endmacro %}{{ f(60) }}"
+    ),
+    "a text that doubles": (
+        "{% set ns = namespace(x='y') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}"
+    ),
+    "a wide text": "{{ 'x'.center(10 ** 10) }}",
+    "a long text": "{{ 'x' * (10 ** 8) }}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_template_that_does_not_end_is_ended(what, monkeypatch):
+    """By its processor time, its memory or its length; and the next one is rendered as ever."""
+    monkeypatch.setattr(chat_render, "CPU_SECONDS", 1)
+    chat_render._RENDERER.close()
+    tokenizer = byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ENDLESS[what])
+    long = Problem("0" * 16, "word " * 100, "42", None, "test")
+    with pytest.raises(ConfigError, match=r"refuses the messages \((it |the process)") as error:
+        render_prompt(long, tokenizer, "chat")
+    assert "\n" not in str(error.value)
+    fine = byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "{{ messages[-1].content }}!")
+    assert fine.decode(render_prompt(long, fine, "chat")).endswith("!")
+
+
+def test_a_template_sees_no_secrets(monkeypatch):
+    """Were it to get out of jinja's sandbox, its process's environment holds none."""
+    monkeypatch.setenv("SECRET_KEY", "hush")
+    chat_render._RENDERER.close()
+    fine = byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "{{ messages[-1].content }}!")
+    render_prompt(problem(), fine, "chat")
+    process = chat_render._RENDERER._process
+    assert process is not None
+    environment = Path(f"/proc/{process.pid}/environ").read_bytes()
+    assert b"PATH=" in environment and b"hush" not in environment
+
+
+def test_text_that_is_no_unicode_is_named(qwen):
+    """Half of a surrogate pair, as JSON can carry and a command line can hold."""
+    broken = Problem("0" * 16, "\ud800 is what?", "42", "\udcff", "test")
+    for template in TEMPLATES:
+        with pytest.raises(DataError, match="not valid Unicode"):
+            render_prompt(broken, qwen, template)
+    with pytest.raises(DataError, match="not valid Unicode"):
+        render_trace(replace(broken, prompt="Fine."), qwen, "plain")
+    with pytest.raises(DataError, match="not valid Unicode"):
+        render_prompt(problem(), qwen, "chat", "\ud800")
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_what_is_far_too_long_is_not_tokenized(qwen, template):
+    """Ten million characters: seconds and megabytes, not minutes and gigabytes; refused, dropped or cut as others."""
+    huge = Problem("0" * 16, "word " * 2_000_000, "42", "step " * 2_000_000, "test")
+    data = Data(template=template)
+    with pytest.raises(DataError, match=r"prompt of [\d,]+ characters, far too many to be tokenized, the limit is 100"):
+        encode_prompts([huge, problem()], qwen, data, 100)
+    dropping = data.model_copy(update={"overlong": "drop"})
+    assert [e.problem for e in encode_prompts([huge, problem()], qwen, dropping, 100)] == [problem()]
+    cutting = data.model_copy(update={"overlong": "cut"})
+    small = replace(huge, prompt="Go on.", trace="step " * 4000)  # tokenized as a whole where that costs little
+    (found,) = encode_traces([small], qwen, cutting, 100)
+    whole = PromptTemplate(qwen, template).trace(small)
+    assert is_far_over(small.trace or "", 100) and found.tokens == whole.tokens[:100]
+
+
+def test_unknown_text_of_any_length_is_one_token():
+    """Where a tokenizer reads all of a long text as one unknown token, it is not too long."""
+    tokenizer = task_tokenizer("running_sums")
+    long = Problem("0" * 16, "日" * 100_000, "42", None, "test")
+    assert encode_prompts([long], tokenizer, Data(template="plain"), 10)[0].tokens == [tokenizer.unk_token_id]
 
 
 def test_qwen_boxed_and_abel_texts(qwen, llama):

@@ -15,6 +15,7 @@ from bridge_mcore.evaluation.command import _alone, read_answers, run_evaluation
 from bridge_mcore.evaluation.options import EvaluationOptions, Serving, Subject
 from bridge_mcore.evaluation.records import RecordFile, read_records
 from bridge_mcore.evaluation.suites import Answers, Benchmark, Suite
+from bridge_mcore.platform.locks import LockHeld
 from bridge_mcore.rollout.embedded import EmbeddedEngine
 from tests.models import save_tiny
 
@@ -154,12 +155,12 @@ def test_a_restart_forgets_benchmarks_that_are_not_asked_now(model, tmp_path):
     (tmp_path / "tiny/settings.json").write_text('{"benchmarks": {"sums": 3}}')
     with pytest.raises(ConfigError, match="damaged"):
         run_evaluation(options(model, tmp_path, limit=3))
-    with pytest.raises(DataError, match="holds no evaluation"):
+    with pytest.raises(DataError, match=r"settings\.json is damaged at the benchmark 'sums'"):
         read_answers(tmp_path / "tiny")
 
 
 def test_one_command_at_a_time(model, tmp_path):
-    with _alone(tmp_path / "tiny"), pytest.raises(ConfigError, match="another evaluation is writing"):
+    with _alone(tmp_path / "tiny"), pytest.raises(LockHeld, match=r"is being written by process \d+ on "):
         run_evaluation(options(model, tmp_path, limit=1))
 
 
@@ -236,6 +237,24 @@ def test_a_record_file_keeps_any_text(tmp_path):
     with RecordFile(tmp_path / "r.jsonl") as file:
         file.append([record, record])
     assert read_records(tmp_path / "r.jsonl") == [record, record]
+
+
+def test_an_output_that_cannot_be_made_is_refused_before_anything_is_loaded(model, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("bridge_mcore.evaluation.command._evaluate", lambda *_: pytest.fail("it was begun"))
+    for place in (tmp_path / "file" / "e", Path("/proc/nowhere/e"), tmp_path / ("x" * 300)):
+        with pytest.raises(ConfigError, match="nothing can be written there") as error:
+            run_evaluation(options(model, place, limit=1))
+        assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"set": 5}', "5", '{"sample": ' + "9" * 5000 + "}", "\\xff"])
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    path = tmp_path / "set.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(DataError, match=r"set\.jsonl, line 1 is no record of an evaluation .*--restart") as error:
+        read_records(path)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_a_benchmark_that_nobody_judged_has_no_accuracy(model, tmp_path, capsys):

@@ -137,3 +137,32 @@ def test_a_window_over_everything_builds_no_mask(world, tmp_path, monkeypatch, k
     whole = model(tokens, labels=tokens)
     parts = model(tokens, labels=tokens, attention_mask=torch.tensor([6]))
     assert (whole - parts).abs().max() < 1e-5
+
+
+def test_a_classifiers_labels_take_neither_time_nor_memory(tmp_path):
+    """transformers makes as many labels as a config says, and nothing of a language model depends on them."""
+    transformers.Qwen2Config(architectures=["Qwen2ForCausalLM"]).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    wanted = find_family(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_labels": 10**9}))
+    assert find_family(tmp_path) == wanted
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_type": "../x"}, {"model_type": None}, {"model_type": "llama"}, {"head_dim": 1e308}, {"head_dim": 3},
+        {"hidden_size": 64.0}, {"hidden_size": True}, {"vocab_size": "136"}, {"rms_norm_eps": True},
+        {"rms_norm_eps": 1e308}, {"tie_word_embeddings": "64"}, {"max_position_embeddings": 0},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": True}},
+    ],
+)  # fmt: skip
+def test_a_field_of_another_kind_is_named(tmp_path, change):
+    transformers.Qwen2Config(architectures=["Qwen2ForCausalLM"]).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    find_family(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CheckpointError) as error:
+        find_family(tmp_path)
+    message = str(error.value)
+    assert "config.json" in message and len(message.splitlines()) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_mcore.data.problem import Problem
-from bridge_mcore.errors import DataError
+from bridge_mcore.data.templates import PromptTemplate, beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Measure:
     Args:
         tokenizer: directory of a tokenizer, or None for characters.
         template: which tokens stand around prompt and trace (`data.template`); characters have none.
-    Raises DataError if the tokenizer cannot be loaded, ConfigError if the template does not suit it.
+    Raises CheckpointError if the tokenizer cannot be loaded, ConfigError if the template does not suit it.
     """
 
     def __init__(self, tokenizer: Path | None, template: str) -> None:
@@ -33,15 +33,9 @@ class Measure:
         self.unit = "characters"
         if tokenizer is None:
             return
-        from transformers import AutoTokenizer
+        from bridge_mcore.data.stops import load_tokenizer
 
-        from bridge_mcore.data.templates import PromptTemplate
-
-        try:
-            loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-        except Exception as error:  # transformers raises many types for an unreadable tokenizer
-            raise DataError(f"the tokenizer of {tokenizer} cannot be loaded: {error}") from error
-        self._template = PromptTemplate(loaded, template)
+        self._template = PromptTemplate(load_tokenizer(tokenizer), template)
         self.unit = "tokens"
 
     def text(self, text: str) -> int:
@@ -57,7 +51,7 @@ class Measure:
         if self._template is None:
             before, total = len(problem.prompt), len(problem.prompt) + len(trace)
         else:
-            encoded = self._template.trace(problem)
+            encoded = self._template.trace(problem, limit)
             before, total = encoded.prompt_length, len(encoded.tokens)
         if limit is None or total <= limit:
             return Fitted(trace, total, True)
@@ -70,6 +64,7 @@ class Measure:
 
     def _cut(self, trace: str, before: int, room: int) -> Fitted | None:
         # Cut at the end of a token; the rest may tokenize otherwise than it did before what is gone, so look again.
+        trace = beginning(self._template.tokenizer, trace, room)
         encoded = self._template.tokenizer(trace, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
         tokens = min(room, len(encoded["offset_mapping"]))
         while tokens > 0:

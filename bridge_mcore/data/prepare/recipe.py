@@ -10,19 +10,35 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from bridge_mcore.config.load import load_section, raise_problems
+from bridge_mcore.config.machine import processes_problem
 from bridge_mcore.config.nearest import nearest
+from bridge_mcore.config.outputs import directory_problem
 from bridge_mcore.config.schema import DataSource
-from bridge_mcore.config.types import Allowed, Fraction, PositiveInt, Section, Template, UserPath
+from bridge_mcore.config.types import (
+    Allowed,
+    Fraction,
+    Name,
+    PositiveInt,
+    Processes,
+    Section,
+    Seed,
+    Template,
+    Text,
+    Tokens,
+    UserPath,
+    typed_path,
+)
 from bridge_mcore.config.yaml_source import read_yaml
 from bridge_mcore.data.sources import SUFFIXES
 from bridge_mcore.errors import ConfigError
 
+_LARGEST = 1e12
 BUILT_IN = Path(__file__).parent.parent / "recipes"
 
 
 def _range(value: tuple[float, float] | None) -> tuple[float, float] | None:
-    if value is not None and value[0] > value[1]:
-        raise ValueError("must be [smallest, largest]")
+    if value is not None and not -_LARGEST <= value[0] <= value[1] <= _LARGEST:
+        raise ValueError(f"must be [smallest, largest], each at most {_LARGEST:g}")
     return value
 
 
@@ -32,22 +48,22 @@ Range = Annotated[tuple[float, float], AfterValidator(_range), Allowed("[smalles
 class Origin(Section):
     """One source of rows. `path` wins over `dataset`, so that a copy can stand in for a recipe's hub id."""
 
-    name: str | None = Field(None, description="what reports and rows call it (default: made of path or dataset)")
+    name: Name | None = Field(None, description="what reports and rows call it (default: made of path or dataset)")
     path: UserPath | None = Field(None, description="a .jsonl, .json or .parquet file, or a directory of them")
-    dataset: str | None = Field(None, description="a Hugging Face `datasets` id")
-    dataset_config: str | None = Field(None, description="configuration (subset) of the dataset")
-    dataset_revision: str | None = Field(None, description="commit, tag or branch; the card names the commit")
-    split: str = Field("train", description="split of the dataset")
-    file: str | None = Field(None, description="name of its copy below the recipe's `files`")
-    about: str | None = Field(None, description="where to get it, said if neither path nor dataset is given")
+    dataset: Name | None = Field(None, description="a Hugging Face `datasets` id")
+    dataset_config: Name | None = Field(None, description="configuration (subset) of the dataset")
+    dataset_revision: Name | None = Field(None, description="commit, tag or branch; the card names the commit")
+    split: Name = Field("train", description="split of the dataset")
+    file: Name | None = Field(None, description="name of its copy below the recipe's `files`")
+    about: Text | None = Field(None, description="where to get it, said if neither path nor dataset is given")
     format: Literal["auto", "gsm8k", "math", "fields"] = Field("auto", description="how rows are read")
-    prompt_field: str | None = Field(None, description="column of the problem; a.b is column b inside column a")
-    answer_field: str | None = Field(None, description="column of the right answer")
-    trace_fields: list[str] = Field([], description="columns of the traces (default: found by name)")
-    difficulty_field: str | None = Field(None, description="column of the difficulty; -1, 0 and null mean unknown")
-    only_field: str | None = Field(None, description="column that `only_range` is about, such as a year")
+    prompt_field: Name | None = Field(None, description="column of the problem; a.b is column b inside column a")
+    answer_field: Name | None = Field(None, description="column of the right answer")
+    trace_fields: list[Name] = Field([], description="columns of the traces (default: found by name)")
+    difficulty_field: Name | None = Field(None, description="column of the difficulty; -1, 0 and null mean unknown")
+    only_field: Name | None = Field(None, description="column that `only_range` is about, such as a year")
     only_range: Range | None = Field(None, description="rows whose only_field is outside are left out and counted")
-    prompt_suffix: str | None = Field(None, description="text taken off the end of prompts, such as an instruction")
+    prompt_suffix: Text | None = Field(None, description="text taken off the end of prompts, such as an instruction")
     thinking: Literal["keep", "open", "strip"] = Field(
         "keep",
         description="of traces 'thoughts</think>solution': as they are; with <think> in front; the solution only",
@@ -61,7 +77,7 @@ TraceTier = Literal["exact", "normalised", "fuzzy"]
 
 class Pairing(Section):
     tiers: list[TraceTier] = Field(["exact", "normalised", "fuzzy"], description="how questions may be recognised")
-    threshold: float = Field(0.7, gt=0.5, le=1, description="least similarity of the fuzzy tier")
+    threshold: Annotated[float, Field(gt=0.5, le=1)] = Field(0.7, description="least similarity of the fuzzy tier")
     keep: Literal["first", "shortest", "all"] = Field(
         "first", description="of a prompt's traces that verify: the first of the surest tier, the shortest, or all"
     )
@@ -69,12 +85,12 @@ class Pairing(Section):
         "auto", description="traces in the prompts' own rows; auto: used only without `traces` sources"
     )
     verify: bool = Field(True, description="keep a trace only if its last box is the prompt's answer")
-    workers: PositiveInt = Field(2, description="verifier processes")
+    workers: Processes = Field(2, description="verifier processes")
 
 
 class Decontamination(Section):
     sources: list[Origin] = Field([], description="evaluation sets")
-    ngram: PositiveInt = Field(13, description="tokens of the normal form that count as a shared passage")
+    ngram: Tokens = Field(13, description="tokens of the normal form that count as a shared passage")
     overlap: Fraction = Field(0.5, description="part of an evaluation problem that shared passages must cover")
     policy: Literal["drop", "report"] = Field("drop", description="leave such prompts out, or only report them")
 
@@ -87,7 +103,7 @@ class Filters(Section):
 
 
 class Limit(Section):
-    length: PositiveInt | None = Field(
+    length: Tokens | None = Field(
         None, description="longest prompt with trace: tokens with template and end token, else characters"
     )
     policy: Literal["drop", "cut"] = Field(
@@ -107,7 +123,7 @@ class Recipe(Section):
     tokenizer: UserPath | None = Field(None, description="directory of a tokenizer; without, lengths are characters")
     template: Template = Field("plain", description="of the length limit, as data.template")
     sample: Fraction = Field(1.0, description="part of the prompts that is kept, chosen by seed and content")
-    seed: int = Field(0, description="of `sample`")
+    seed: Seed = Field(0, description="of `sample`")
 
 
 def built_in() -> list[str]:
@@ -115,13 +131,21 @@ def built_in() -> list[str]:
     return sorted(path.stem for path in BUILT_IN.glob("*.yaml"))
 
 
+def built_in_path(name: str) -> Path:
+    """The file of a recipe that comes with the package."""
+    return BUILT_IN / f"{name}.yaml"
+
+
 def recipe_path(name: str) -> Path:
-    """The file that a name or path means. ConfigError names the nearest recipe."""
-    path = Path(name).expanduser()
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    """The file that a name or path means; a directory called like a recipe is not meant. ConfigError names the nearest
+    recipe."""
+    path = typed_path(name, "RECIPE")
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         return path
     if name in built_in():
-        return BUILT_IN / f"{name}.yaml"
+        return built_in_path(name)
+    if path.exists():
+        return path
     raise ConfigError(
         f"there is no recipe '{name}'{nearest(name, built_in())}; give a YAML file, or one of {', '.join(built_in())}"
     )
@@ -213,6 +237,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield f"prompts: two sources are called {name}; reports could not tell them apart"
     if recipe.tokenizer is not None and not (recipe.tokenizer / "tokenizer_config.json").is_file():
         yield f"tokenizer = {recipe.tokenizer} holds no tokenizer_config.json; give a model's or tokenizer's directory"
-    output = recipe.output
-    if output.exists() and not output.is_dir():
-        yield f"output = {output} is a file; give a directory"
+    if (problem := processes_problem("pairing.workers", recipe.pairing.workers)) is not None:
+        yield problem
+    if (problem := directory_problem(recipe.output)) is not None:
+        yield f"output = {recipe.output}: {problem}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bridge_mcore.config.json_file import one_line, read_json_object
+from bridge_mcore.config.json_file import one_line, read_json_object, shown
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.errors import CheckpointError
 from bridge_mcore.model.families import gemma3, llama, mistral, olmo2, qwen2, qwen3, qwen3_moe
@@ -36,4 +36,9 @@ def find_family(directory: Path) -> tuple[Family, ModelShape]:
             f"supported: {', '.join(FAMILIES)}"
         )
     family = FAMILIES[names[0]]
+    if config.get("model_type") != family.model_type:
+        raise CheckpointError(
+            f"{Path(directory) / 'config.json'}: model_type is {shown(config.get('model_type'))}, but "
+            f"{family.architecture} is {family.model_type}; fetch the file again"
+        )
     return family, family.read(config, str(Path(directory) / "config.json"))

@@ -29,6 +29,10 @@ _READ = {
     "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings",
     "rope_parameters", "rope_scaling", "rope_theta",
 }  # fmt: skip
+#: HF fields of classifiers, of which transformers makes a list as long as they say.
+_LABELS = ("num_labels", "id2label", "label2id")
+#: The largest base of rotary embeddings that is believed: published ones are up to 1e7.
+_MOST_THETA = 1e15
 #: HF fields that count something, and the most that is believed: lists as long are made before a tensor is looked at.
 _SIZES = {
     "vocab_size": 1 << 28, "hidden_size": 1 << 24, "intermediate_size": 1 << 24, "num_hidden_layers": 10_000,
@@ -87,9 +91,13 @@ class Family:
         from transformers import AutoConfig
 
         limits = {**dict.fromkeys(self.expert_fields or (), 1 << 16), **_SIZES}
-        wrong = [f"{k}={v}" for k, most in limits.items() if isinstance(v := config.get(k), int) and not 1 <= v <= most]
+        sizes = {k: (config[k], most) for k, most in limits.items() if config.get(k) is not None}
+        wrong = [f"{k}={shown(v)}" for k, (v, most) in sizes.items() if type(v) is not int or not 1 <= v <= most]
         if wrong:
-            raise CheckpointError(f"{origin}: {', '.join(wrong)} cannot be: such a size is positive, and not huge")
+            raise CheckpointError(
+                f"{origin}: {', '.join(wrong)} cannot be: such a size is a whole number, positive and not huge"
+            )
+        config = {key: value for key, value in config.items() if key not in _LABELS}
         try:
             full = AutoConfig.for_model(**{**config, "model_type": self.model_type})
             values = full.to_dict()
@@ -120,6 +128,8 @@ class Family:
         rope, local_rope, refused_ropes = read_ropes(values, self.sliding == "layer_types")
         windows, refused_windows = read_windows(values, self.sliding)
         refused += refused_ropes + refused_windows
+        if not isinstance(values["tie_word_embeddings"], bool):
+            refused.append(f"tie_word_embeddings={shown(values['tie_word_embeddings'])}")
         if refused:
             raise CheckpointError(
                 f"{origin}: {self.architecture} with {one_line(', '.join(sorted(refused)), 600)} cannot be expressed "
@@ -167,7 +177,14 @@ def _check_numbers(shape: ModelShape, origin: str) -> None:
         if rope is not None:
             numbers |= {f"{name} theta": rope.theta, f"{name} factor": rope.factor}
             numbers |= {f"{name} {key}": value for key, value in (rope.llama3 or {}).items()}
-    wrong = [f"{k}={v}" for k, v in numbers.items() if not (isinstance(v, int | float) and 0 < v < math.inf)]
+    limits = {"rms_norm_eps": 1.0, "rope theta": _MOST_THETA, "local rope theta": _MOST_THETA}
+    wrong = [
+        f"{k}={shown(v)}"
+        for k, v in numbers.items()
+        if type(v) not in (int, float) or not 0 < v < limits.get(k, math.inf)
+    ]
+    if shape.head_dim % 2:
+        wrong.append(f"head_dim={shape.head_dim} (rotary embeddings need an even one)")
     if shape.heads % shape.kv_heads:
         wrong.append(f"num_attention_heads={shape.heads} with num_key_value_heads={shape.kv_heads}")
     if wrong:

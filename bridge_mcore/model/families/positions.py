@@ -16,7 +16,7 @@ def read_rope(parameters: dict[str, Any], theta: float | None, name: str) -> tup
     theta: the base if the dict does not hold it; None for 10,000.
     """
     parameters = dict(parameters)
-    base = float(parameters.pop("rope_theta", None) or theta or 10000.0)
+    base = _number(parameters.pop("rope_theta", None) or theta or 10000.0)
     kind = parameters.pop("rope_type", parameters.pop("type", "default"))
     parameters.pop("type", None)
     if parameters.get("partial_rotary_factor") == 1.0:
@@ -28,8 +28,15 @@ def read_rope(parameters: dict[str, Any], theta: float | None, name: str) -> tup
     if wrong:
         return None, [f"{name}.{key}" for key in wrong]
     if kind == "llama3":
-        return Rope(base, {key: float(parameters[key]) for key in _LLAMA3_FIELDS}), []
-    return Rope(base, factor=float(parameters.get("factor", 1.0))), []
+        return Rope(base, {key: _number(parameters[key]) for key in _LLAMA3_FIELDS}), []
+    return Rope(base, factor=_number(parameters.get("factor", 1.0))), []
+
+
+def _number(value: Any) -> float:
+    """A number of a config. Raises TypeError for what only can be made one, as True and "10000" can."""
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
 
 
 def read_ropes(values: dict[str, Any], per_type: bool) -> tuple[Rope | None, Rope | None, list[str]]:

@@ -142,7 +142,8 @@ class Fleet:
             if waiting:
                 if time.monotonic() - said > _SAY_EVERY_S:
                     said = time.monotonic()
-                    say(f"· waiting for {', '.join(self._name(u) for u in waiting)}: {said - began:.0f} s")
+                    names, most = ", ".join(self._name(u) for u in waiting), self.settings.start_seconds
+                    say(f"· waiting for {names}: {said - began:.0f} s of at most {most:g} s (servers.start_seconds)")
                 time.sleep(0.25)
 
     def _name(self, url: str) -> str:
