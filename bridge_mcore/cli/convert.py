@@ -13,6 +13,7 @@ from bridge_mcore.cli.options import MOST_PROCESSES, MOST_TOKENS, user_path
 from bridge_mcore.config.json_file import one_line
 from bridge_mcore.config.outputs import directory_problem
 from bridge_mcore.errors import CheckpointError, ConfigError
+from bridge_mcore.monitoring.progress import say
 
 if TYPE_CHECKING:
     import torch
@@ -228,7 +229,7 @@ def extract_adapter(
         from_run(source, target, config, alpha, options, with_base, kind)
     else:
         from_models(base, source, target, rank, options)
-    typer.echo(f"→ {target}")
+    say(f"→ {target}")
 
 
 @app.command("inspect")
@@ -255,14 +256,14 @@ def inspect(
         # Progress is printed where JSON goes.
         report.facts["checksums"] = verify_checksums(Path(report.path), config, quiet if as_json else _show())
     if as_json:
-        typer.echo(json.dumps(report.__dict__, indent=1))
+        say(json.dumps(report.__dict__, indent=1))
     else:
-        typer.echo(f"{report.path}: {report.kind}")
+        say(f"{report.path}: {report.kind}")
         for name, value in report.facts.items():
             shown = f"{value:,}" if isinstance(value, int) and name == "parameters" else value
-            typer.echo(f"  {name:<15} {shown}")
+            say(f"  {name:<15} {shown}")
         for number, command in enumerate(report.commands):
-            typer.echo(f"  {'converts with' if number == 0 else '':<15} {command}")
+            say(f"  {'converts with' if number == 0 else '':<15} {command}")
     if report.problem is not None:
         raise CheckpointError(report.problem)
 
@@ -331,4 +332,4 @@ def _check(
 
 
 def _done(target: Path, command: str) -> None:
-    typer.echo(f"→ {target}   (next: bridge-mcore {command} {target} …)")
+    say(f"→ {target}   (next: bridge-mcore {command} {target} …)")

@@ -10,6 +10,7 @@ import typer
 
 from bridge_mcore.cli.options import MOST_COUNT, MOST_TOKENS, user_path, user_text
 from bridge_mcore.config.types import Template
+from bridge_mcore.monitoring.progress import say
 
 app = typer.Typer(
     help="Build training sets from their published sources, and see exactly what a model is given.",
@@ -48,12 +49,12 @@ def prepare(
     if keys:
         from bridge_mcore.config.keys import key_help
 
-        typer.echo(key_help(model=Recipe))
+        say(key_help(model=Recipe))
         return
     if not recipe:
         for name in built_in():
             with built_in_path(name).open(encoding="utf-8") as file:
-                typer.echo(f"{name:10} {file.readline().lstrip('# ').strip()}")
+                say(f"{name:10} {file.readline().lstrip('# ').strip()}")
         return
     loaded = load_recipe(recipe, overrides or [])
 
@@ -66,18 +67,18 @@ def prepare(
 
     card = write_prepared(loaded, force, quiet if as_json else track)
     if as_json:
-        typer.echo(json.dumps(card, indent=1, ensure_ascii=False))
+        say(json.dumps(card, indent=1, ensure_ascii=False))
         return
     counts, matches = card["counts"], card["decontamination"]["matches"]
-    typer.echo(f"\n{coverage_table(card)}\n\n{statistics_table(card)}\n")
+    say(f"\n{coverage_table(card)}\n\n{statistics_table(card)}\n")
     for name, found in counts["prompts"].items():
         left = ", ".join(f"{stage} {n:,}" for stage, n in found.items() if stage != "kept")
-        typer.echo(f"{name}: kept {found.get('kept', 0):,} prompts" + (f"; left out: {left}" if left else ""))
+        say(f"{name}: kept {found.get('kept', 0):,} prompts" + (f"; left out: {left}" if left else ""))
     if counts["traces"]:
-        typer.echo("traces: " + ", ".join(f"{what} {n:,}" for what, n in sorted(counts["traces"].items())))
+        say("traces: " + ", ".join(f"{what} {n:,}" for what, n in sorted(counts["traces"].items())))
     if card["decontamination"]["evaluation"]:
-        typer.echo(f"evaluation problems met: {len(matches):,} ({card['decontamination']['policy']})")
-    typer.echo(f"→ {loaded.output}   ({counts['rl_rows']:,} prompts, {counts['sft_rows']:,} traces; {REPORT})")
+        say(f"evaluation problems met: {len(matches):,} ({card['decontamination']['policy']})")
+    say(f"→ {loaded.output}   ({counts['rl_rows']:,} prompts, {counts['sft_rows']:,} traces; {REPORT})")
 
 
 @app.command("preview")
@@ -122,9 +123,9 @@ def preview(
     settings = Data(template=template, system_prompt=system_prompt, overlong=overlong)
     found = show.preview(problems, model, settings, max_length, prompts_only)
     if as_json:
-        typer.echo(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+        say(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
     else:
-        typer.echo(show.text_of(found, tokens))
+        say(show.text_of(found, tokens))
 
 
 @app.command("stats")
@@ -147,4 +148,4 @@ def stats(
     from bridge_mcore.data.prepare.statistics import file_statistics, statistics_text
 
     found = file_statistics(file, model)
-    typer.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else statistics_text(found))
+    say(json.dumps(found, indent=1, ensure_ascii=False) if as_json else statistics_text(found))

@@ -19,6 +19,7 @@ from bridge_mcore.cli import convert, data, evaluate, generate, keys, replay, re
 from bridge_mcore.cli.refusals import refusal
 from bridge_mcore.config.json_file import one_line, printable
 from bridge_mcore.errors import BridgeError
+from bridge_mcore.monitoring.text import visible
 from bridge_mcore.platform.quiet import quieten
 from bridge_mcore.platform.ranks import joined
 
@@ -125,7 +126,7 @@ _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken p
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def report(
     import json
 
     from bridge_mcore.config.outputs import file_problem
+    from bridge_mcore.monitoring.progress import say
     from bridge_mcore.monitoring.report import draw_runs, markdown_table, read_runs, run_text, runs_table
     from bridge_mcore.monitoring.runs import facts
 
@@ -56,9 +57,9 @@ def report(
     draw_runs(runs, path)
     if as_json:
         numbers = [facts(run) | {"figure": str(path)} for run in runs]
-        typer.echo(json.dumps(numbers if len(runs) > 1 else numbers[0], indent=2, ensure_ascii=False))
+        say(json.dumps(numbers if len(runs) > 1 else numbers[0], indent=2, ensure_ascii=False))
     elif markdown:
-        typer.echo(markdown_table(runs))
+        say(markdown_table(runs))
         typer.echo(f"figure: {path}", err=True)  # standard output holds the table alone, ready to be pasted
     else:
         from rich.console import Console

@@ -59,6 +59,7 @@ def verify(
 
     Prints one JSON line for each input line, in order, on standard output: {"verdict": "correct" | "incorrect" |
     "timeout" | "error", "reason": "..."}. A line that cannot be read gets the verdict "error" with its line number.
+    Ends with exit code 2 if no line at all could be judged.
     Progress and the totals go to standard error.
     """
     require_processes("--workers", workers)
@@ -72,6 +73,8 @@ def verify(
             # The reader (`| head`) has seen enough. Python would complain when it flushes stdout at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         progress.finish()
+    if progress.counts and not progress.counts["correct"] + progress.counts["incorrect"]:
+        raise DataError(f"none of the {progress.counts.total()} lines could be judged; the first: {progress.first}")
 
 
 def _open(file: Path) -> contextlib.AbstractContextManager[BufferedIOBase]:
@@ -95,6 +98,7 @@ def _verify_batch(batch: list[_Item], verifier: MathVerifier, progress: _Progres
         verdict = next(verdicts) if isinstance(item, tuple) else item
         print(json.dumps({"verdict": verdict.verdict, "reason": verdict.reason}))
         progress.counts[verdict.verdict] += 1
+        progress.first = progress.first or f"{verdict.verdict}: {verdict.reason}"
     sys.stdout.flush()
     progress.show()
 
@@ -167,6 +171,7 @@ class _Progress:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.first = ""
         self._start = self._shown = time.monotonic()
         self._live = sys.stderr.isatty()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bridge_mcore.config.model_files import has_chat_template
 from bridge_mcore.config.nearest import nearest
+from bridge_mcore.config.rewards import plugins_among
 from bridge_mcore.config.schema import TASK_SIZES, TASKS, Config, DataSource, is_task
 from bridge_mcore.config.types import typed_path
 
@@ -43,6 +44,13 @@ def used_sources(config: Config) -> dict[str, DataSource]:
     if evaluates(config):
         used |= {f"data.evaluation.{i}": source for i, source in enumerate(data.evaluation)}
     return used
+
+
+def plugins_of(config: Config) -> frozenset[str]:
+    """The reward plugins that a configuration names, in any of its sources or for all: the only ones a run loads."""
+    data = config.data
+    sources = (data.rl, *data.rl_more, data.sft, *data.sft_more, *data.evaluation)
+    return plugins_among([config.reward.verifier, *(source.reward for source in sources if source is not None)])
 
 
 def data_problems(config: Config) -> Iterator[str]:

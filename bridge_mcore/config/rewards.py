@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -38,6 +39,25 @@ def reward_problem(name: str) -> str | None:
     if name in REWARDS:
         return None
     return f"unknown reward '{name}'{nearest(name, REWARDS)}; there is {', '.join(REWARDS)} and plugin:MODULE:FUNCTION"
+
+
+def plugins_among(names: Iterable[str | None]) -> frozenset[str]:
+    """The plugins among the names of rewards that a user's configuration, suite or command line gives."""
+    return frozenset(name for name in names if name is not None and name.startswith(PLUGIN))
+
+
+def unnamed_plugin(name: str, allowed: Collection[str]) -> str | None:
+    """Why a reward that is not among the `allowed` plugins may not be built; None for any that is no plugin.
+
+    A plugin is code, imported and called with the user's rights. So it comes from what the user wrote as settings,
+    and data, which may be anybody's, can only name what stands there letter by letter.
+    """
+    if not name.startswith(PLUGIN) or name in allowed:
+        return None
+    return (
+        f"the reward '{name}' is code, and no setting names it: data may choose among {', '.join(REWARDS)}; if you "
+        "trust this code, set it as `reward` of the data source, or as reward.verifier"
+    )
 
 
 def _known(name: str) -> str:
@@ -125,6 +145,11 @@ class Reward(Section):
     partial: bool = Field(False, description="gym and plugin: a score between 0 and 1 is the reward")
     on_failure: Literal["incorrect", "drop"] = Field(
         "incorrect", description="reward of a time-out or crash; both are counted and logged"
+    )
+    stop_undecided: Fraction | None = Field(
+        0.5,
+        description="a run stops, and is saved, where more than this share of the verdicts of 5 steps in a row was not "
+        "reached, or all of one step's, or all of one reward's for 5 steps; null: it goes on",
     )
     noise: Fraction = Field(0.0, description="probability that a verdict is flipped (never in evaluations)")
     noise_seed: Annotated[Seed, Field(ge=0)] = Field(0, description="which ones are")

@@ -43,7 +43,9 @@ def card_of(path: Path, verify: bool = True) -> dict[str, Any] | None:
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         return None  # somebody else's card.json
     outputs = card.get("outputs")
-    described = outputs.get(path.name) if isinstance(outputs, dict) else None
+    if not isinstance(outputs, dict):
+        raise DataError(f"no readable card: {place} names no outputs; prepare the data again, or remove it")
+    described = outputs.get(path.name)
     if described is None:
         return None
     said = described.get("sha256") if isinstance(described, dict) else None

@@ -12,6 +12,7 @@ from bridge_mcore.config.schema import Data
 from bridge_mcore.data.problem import Problem
 from bridge_mcore.data.templates import EncodedTrace, PromptTemplate, is_far_over
 from bridge_mcore.errors import CheckpointError, DataError
+from bridge_mcore.monitoring.text import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,7 +101,8 @@ def _within(
     for done, texts in (("dropped", dropped), ("cut", cut)):
         if texts:
             total = len(dropped) + len(kept)
-            _log.warning("%s %d of %d problems over the limit; the first: %s", done, len(texts), total, texts[0])
+            first = visible(texts[0])
+            _log.warning("%s %d of %d problems over the limit; the first: %s", done, len(texts), total, first)
     return kept
 
 

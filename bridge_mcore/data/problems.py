@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from bridge_mcore.config.rewards import reward_problem
 from bridge_mcore.config.schema import GYM, DataSource
 from bridge_mcore.data.choice_formats import read_choice_row
 from bridge_mcore.data.code_formats import detect_code_format, read_code_row
@@ -18,6 +17,7 @@ from bridge_mcore.data.rows import BadRow, RowFormat, detect_format, is_finished
 from bridge_mcore.data.sources import read_dataset, read_file
 from bridge_mcore.data.tasks import generate_problems
 from bridge_mcore.errors import ConfigError, DataError
+from bridge_mcore.monitoring.text import visible
 
 __all__ = ["Problem", "load_problems", "problem_id", "source_name"]
 
@@ -38,11 +38,14 @@ def source_name(source: DataSource) -> str:
     return f"{source.task}-{split}"
 
 
-def load_problems(source: DataSource, default_reward: str = DEFAULT_REWARD) -> list[Problem]:
+def load_problems(
+    source: DataSource, default_reward: str = DEFAULT_REWARD, plugins: Collection[str] = ()
+) -> list[Problem]:
     """All problems of a source, in the order of its rows.
 
     Args:
         default_reward: what judges problems where neither the source, nor the row, nor its format says.
+        plugins: rewards that are code and that rows may name, since the user's settings do.
 
     Raises:
         DataError: the file or dataset is missing, unreadable or empty, or a row is no usable problem (and
@@ -60,7 +63,7 @@ def load_problems(source: DataSource, default_reward: str = DEFAULT_REWARD) -> l
     if source.task is not None:
         found = _generated(source, name)
         return found if source.reward is None else [replace(p, reward=source.reward) for p in found]
-    return _load_rows(source, name, default_reward)
+    return _load_rows(source, name, default_reward, plugins)
 
 
 def _generated(source: DataSource, name: str) -> list[Problem]:
@@ -92,7 +95,7 @@ def _own_format(source: DataSource, row: Mapping[str, Any]) -> str | None:
     return "choice" if "Correct Answer" in row else None
 
 
-def _load_rows(source: DataSource, name: str, default_reward: str) -> list[Problem]:
+def _load_rows(source: DataSource, name: str, default_reward: str, plugins: Collection[str]) -> list[Problem]:
     rows = read_dataset(source) if source.path is None else read_file(source.path, source.limit)
     row_format: RowFormat | None = None
     own: str | None = None
@@ -113,9 +116,8 @@ def _load_rows(source: DataSource, name: str, default_reward: str) -> list[Probl
                 prompt, answer, trace = row_format.read(row)
             number = checked_id(prompt, answer, trace)
             # The one place where a problem's reward is decided.
-            reward = source.reward or reward_of(row) or (_READERS[own][1] if own else default_reward)
-            if problem_with := reward_problem(reward):
-                raise BadRow(problem_with)
+            named = source.reward or reward_of(row, {*plugins, default_reward})
+            reward = named or (_READERS[own][1] if own else default_reward)
             problem = Problem(number, prompt, answer, trace, name, reward, is_finished(row))
             if (twin := first_seen.setdefault((problem.id, trace), place)) != place:
                 raise BadRow(f"it repeats {twin} (id {problem.id})")
@@ -132,7 +134,7 @@ def _load_rows(source: DataSource, name: str, default_reward: str) -> list[Probl
         raise DataError(f"{where}: every one of its {len(skipped)} rows was skipped; the first: {skipped[0]}")
     if skipped:
         _log.warning("%s: skipped %d of %d rows; the first: %s", where, len(skipped), len(skipped) + len(problems),
-                     skipped[0])  # fmt: skip
+                     visible(skipped[0]))  # fmt: skip
     return problems
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from bridge_mcore.config.nearest import nearest
+from bridge_mcore.config.rewards import unnamed_plugin, reward_problem
 from bridge_mcore.config.schema import DataSource
 from bridge_mcore.errors import ConfigError, DataError
 
@@ -76,10 +77,17 @@ def question_text(row: Mapping[str, Any], column: str) -> str:
     return prompt
 
 
-def reward_of(row: Mapping[str, Any]) -> str | None:
-    """The reward that a row names, or None: a number in that column is somebody's score, not a name."""
+def reward_of(row: Mapping[str, Any], plugins: Collection[str] = ()) -> str | None:
+    """The reward that a row names, or None: a number in that column is somebody's score, not a name.
+
+    Raises BadRow for one that does not exist, and for code that is not among the `plugins` of the user's settings.
+    """
     value = row.get(REWARD_COLUMN)
-    return value if isinstance(value, str) and value.strip() else None
+    if not isinstance(value, str) or not value.strip():
+        return None
+    if problem := reward_problem(value) or unnamed_plugin(value, plugins):
+        raise BadRow(problem)
+    return value
 
 
 def is_finished(row: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from bridge_mcore import __version__
 from bridge_mcore.config.json_file import read_json_object, shown
-from bridge_mcore.errors import CheckpointError, ConfigError, DataError
+from bridge_mcore.errors import BridgeError, CheckpointError, ConfigError, DataError
 from bridge_mcore.evaluation import tables
 from bridge_mcore.evaluation.majority import Same
 from bridge_mcore.evaluation.options import EvaluationOptions, Subject
@@ -30,7 +30,10 @@ from bridge_mcore.evaluation.subjects import hf_directory
 from bridge_mcore.evaluation.suites import is_record_name
 from bridge_mcore.evaluation.verifiers import Verifiers
 from bridge_mcore.monitoring.progress import phase, say
+from bridge_mcore.monitoring.text import visible
 from bridge_mcore.platform.locks import FileLock
+from bridge_mcore.rewards.golds import check_golds
+from bridge_mcore.rewards.mixed import RewardSettings
 
 RESULTS_FILE = "results.json"
 Answered = dict[str, list[Record]]
@@ -39,7 +42,7 @@ Answered = dict[str, list[Record]]
 def run_evaluation(options: EvaluationOptions) -> None:
     """Evaluate all models, write records and tables, and print them."""
     with ExitStack() as stack:
-        verifiers = stack.enter_context(Verifiers(options.workers))
+        verifiers = stack.enter_context(Verifiers(options.workers, RewardSettings(plugins=options.suite.plugins)))
         found: list[tuple[str, Answered, dict[str, int]]] = []
         for subject in options.subjects:
             if len(options.subjects) > 1:
@@ -54,6 +57,19 @@ def run_evaluation(options: EvaluationOptions) -> None:
         write_tables(options.output, options.suite_name, models)
         show_failures([(label, answered) for label, answered, _ in found], options.failures)
         say(f"→ {options.output}   (again: bridge-mcore scores {options.output})")
+        _check_judged(models, {label: answered for label, answered, _ in found})
+
+
+def _check_judged(models: Sequence[ModelResult], answered: dict[str, Answered]) -> None:
+    """Raises BridgeError where none of a benchmark's answers could be judged: it has no accuracy."""
+    for model in models:
+        for name in (name for name, found in model.benchmarks.items() if not found.judged):
+            records = answered[model.label][name]
+            raise BridgeError(
+                f"{model.label}, {name}: none of its {len(records)} answers could be judged; the first: "
+                f"{records[0].verdict}: {records[0].reason}. The answers are kept; once the reward is mended, "
+                "--restart answers and judges them anew"
+            )
 
 
 def _alone(directory: Path) -> FileLock:
@@ -88,6 +104,8 @@ def _evaluate(subject: Subject, options: EvaluationOptions, verifiers: Verifiers
             "bridge_mcore": __version__, "model": str(subject.path.absolute()), "suite": options.suite_name,
             "device": serving.device, "suite_file": options.suite.model_dump(mode="json"),
         })  # fmt: skip
+        for remark in check_golds(problem for work in works for problem in work.problems):
+            say(remark)
         records = answer_all(works, template, options, model, directory, verifiers.judge_of)
     return records, {work.benchmark.name: work.samples for work in works}
 
@@ -103,7 +121,7 @@ def show_results(models: Sequence[ModelResult], form: str) -> None:
         return
     for title, rows in _tables(models):
         if form == "markdown":
-            print(f"{title}\n\n{tables.markdown(rows)}")
+            print(visible(f"{title}\n\n{tables.markdown(rows)}"))
         else:
             tables.show(rows, title)
 
@@ -204,7 +222,7 @@ def run_scores(directories: Sequence[Path], form: str, failures: int, workers: i
 
 def _aside(text: str) -> None:
     """Say it where it is no part of what is printed for programs."""
-    print(text.encode(errors="replace").decode(), file=sys.stderr, flush=True)
+    print(visible(text.encode(errors="replace").decode()), file=sys.stderr, flush=True)
 
 
 def _labels(places: Sequence[Path]) -> list[str]:

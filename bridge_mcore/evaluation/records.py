@@ -54,6 +54,11 @@ class Record:
         """Whether the reward said so."""
         return self.verdict == "correct"
 
+    @property
+    def undecided(self) -> bool:
+        """Whether the reward could not say."""
+        return self.verdict not in ("correct", "incorrect")
+
 
 def record_of(name: str, problem: Problem, attempt: Attempt, verdict: Verdict) -> Record:
     """The record of one judged answer to a problem of the benchmark `name`."""

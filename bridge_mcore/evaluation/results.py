@@ -47,14 +47,20 @@ class BenchmarkResult:
     failures: dict[str, int]
     scores: dict[str, float] = field(repr=False)
 
+    @property
+    def judged(self) -> bool:
+        """Some answer was judged. Without, the accuracy of 0 is none."""
+        undecided = sum(count for kind, count in self.failures.items() if kind.startswith("undecided"))
+        return undecided < self.problems * self.samples
+
     def summary(self) -> dict[str, Any]:
         """As plain data."""
-        return asdict(self)
+        return asdict(self) | {"judged": self.judged}
 
 
 @dataclass(frozen=True)
 class ModelResult:
-    """Of one model on a suite; `average` is the mean over benchmarks, as the paper's tables have it."""
+    """Of one model on a suite; `average` is the mean over its benchmarks (those that were judged)."""
 
     label: str
     benchmarks: dict[str, BenchmarkResult]
@@ -73,7 +79,7 @@ def failure_kind(record: Record) -> str | None:
     """How an answer failed, in a few words that a table can count; None of a right one."""
     if record.correct:
         return None
-    if record.verdict != "incorrect":
+    if record.undecided:
         return f"undecided ({record.verdict})"
     if not record.finished:
         return "cut at the limit"
@@ -111,7 +117,8 @@ def benchmark_result(records: Sequence[Record], samples: int, same: Same | None)
 
 def model_result(label: str, benchmarks: Mapping[str, BenchmarkResult]) -> ModelResult:
     """A model's figures on all benchmarks."""
-    return ModelResult(label, dict(benchmarks), bootstrap([list(b.scores.values()) for b in benchmarks.values()]))
+    judged = [b for b in benchmarks.values() if b.judged] or list(benchmarks.values())
+    return ModelResult(label, dict(benchmarks), bootstrap([list(b.scores.values()) for b in judged]))
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,8 @@ def compare(models: Sequence[ModelResult]) -> list[Comparison]:
         pairs: dict[str, tuple[list[float], list[float]]] = {}
         for name in first.benchmarks.keys() & other.benchmarks.keys():
             a, b = first.benchmarks[name].scores, other.benchmarks[name].scores
+            if not (first.benchmarks[name].judged and other.benchmarks[name].judged):
+                continue
             shared = [problem for problem in a if problem in b]
             if shared:
                 pairs[name] = [a[p] for p in shared], [b[p] for p in shared]

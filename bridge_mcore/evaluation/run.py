@@ -83,7 +83,7 @@ def _work(
     if options.limit is not None:
         limit = min(options.limit, source.limit or options.limit)
         source = source.model_copy(update={"limit": limit, "size": min(source.size, limit)})
-    loaded = load_problems(source)
+    loaded = load_problems(source, plugins=options.suite.plugins)
     # Rows that differ in their trace alone are one problem.
     first: dict[str, Problem] = {}
     for problem in loaded:

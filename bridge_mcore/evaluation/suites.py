@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 
 from bridge_mcore.config.load import load_section, raise_problems
 from bridge_mcore.config.nearest import nearest
+from bridge_mcore.config.rewards import plugins_among
 from bridge_mcore.config.schema import DataSource
 from bridge_mcore.config.types import (
     Count,
@@ -69,6 +70,11 @@ class Benchmark(Answers):
 class Suite(Answers):
     about: Text = Field("", description="what it measures, and where its settings come from")
     benchmarks: list[Benchmark] = Field(description="in the order of tables")
+
+    @property
+    def plugins(self) -> frozenset[str]:
+        """The rewards `plugin:…` that the suite's sources name: the only ones that its rows may name, too."""
+        return plugins_among(benchmark.source.reward for benchmark in self.benchmarks)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from rich.table import Table
 from bridge_mcore.evaluation.metrics import Difference, Interval
 from bridge_mcore.evaluation.records import Record
 from bridge_mcore.evaluation.results import AVERAGE, BenchmarkResult, Comparison, ModelResult, failure_kind
+from bridge_mcore.monitoring.text import visible
 
 Rows = list[list[str]]
 #: Characters of a prompt, and of each end of a response, that are shown of a wrong answer.
@@ -29,13 +30,20 @@ def scores_table(models: Sequence[ModelResult]) -> Rows:
     for name in names:
         found = [model.benchmarks.get(name) for model in models]
         sizes = {f"{b.problems}" + (f" × {b.samples}" if b.samples > 1 else "") for b in found if b is not None}
-        rows.append([name, " / ".join(sorted(sizes)), *("-" if b is None else percent(b.accuracy) for b in found)])
+        rows.append([name, " / ".join(sorted(sizes)), *map(_accuracy, found)])
     if len(names) > 1:
         # An average over fewer benchmarks than the others' is not to be compared with them.
-        counts = [len(model.benchmarks) for model in models]
+        counts = [sum(b.judged for b in model.benchmarks.values()) for model in models]
         of = ["" if count == len(names) else f" (of {count})" for count in counts]
-        rows.append([AVERAGE, "", *(percent(m.average) + text for m, text in zip(models, of, strict=True))])
+        averages = [
+            percent(m.average) + text if n else "not judged" for m, n, text in zip(models, counts, of, strict=True)
+        ]
+        rows.append([AVERAGE, "", *averages])
     return rows
+
+
+def _accuracy(found: BenchmarkResult | None) -> str:
+    return "-" if found is None else percent(found.accuracy) if found.judged else "not judged"
 
 
 def details_table(model: ModelResult) -> Rows:
@@ -80,9 +88,11 @@ def show(rows: Rows, title: str) -> None:
     """Print a table on the terminal."""
     table = Table(title=title, title_justify="left")
     for i, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="left" if i == 0 or heading == "failures" else "right", overflow="fold")
+        table.add_column(
+            visible(heading), justify="left" if i == 0 or heading == "failures" else "right", overflow="fold"
+        )
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(visible, row))
     # Names of models and benchmarks are no markup.
     Console(markup=False, emoji=False, highlight=False).print(table)
 

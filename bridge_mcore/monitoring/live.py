@@ -15,7 +15,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from bridge_mcore.monitoring.text import compact, duration, number, percent, signed, sparkline
+from bridge_mcore.monitoring.text import compact, duration, number, percent, signed, sparkline, undecided_text, visible
 
 _SPARK = 14  # characters: three curves and the numbers fit 80 columns
 
@@ -57,7 +57,7 @@ class LiveView:
         self._live.refresh()
 
     def note(self, text: str) -> None:
-        self._live.console.print(Text(text))
+        self._live.console.print(Text(visible(text)))
 
     @contextmanager
     def row(self, text: str, total: int | None) -> Iterator[Callable[[], None]]:
@@ -100,6 +100,7 @@ class LiveView:
             columns.append(("reward", show("reward", "{:.3f}".format), curve("reward")))
         else:
             columns.append(("J_SFT", show("j_sft", "{:.3f}".format), ""))
+        columns.append(("undecided", undecided_text(self._latest), ""))
         columns.append(("length", show("response_length", "{:.1f}".format), curve("response_length")))
         head = "accuracy" if self._accuracy_step is None else f"accuracy @{self._accuracy_step}"
         columns.append((head, show("accuracy", percent), curve("accuracy")))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from bridge_mcore.monitoring.text import compact, duration, number, percent, signed
+from bridge_mcore.monitoring.text import compact, duration, number, percent, signed, undecided_text, visible
 
 T = TypeVar("T")
 
@@ -105,6 +105,8 @@ def plain_line(step: int, total: int, metrics: Mapping[str, Any], left: float | 
         parts.append(f"reward {known['reward']:.3f}")
     elif "j_sft" in known:  # a method without rollouts: its objective is what rises
         parts.append(f"J_SFT {known['j_sft']:.3f}")
+    if undecided := undecided_text(known):
+        parts.append(f"undecided {undecided}")
     if "response_length" in known:
         parts.append(f"length {known['response_length']:.1f}")
     if "gain" in known:
@@ -123,7 +125,7 @@ def plain_line(step: int, total: int, metrics: Mapping[str, Any], left: float | 
 @contextmanager
 def phase(text: str) -> Iterator[None]:
     """A set-up phase of unknown length: a spinner on a terminal; elsewhere a line, and one more if it took long."""
-    start = time.monotonic()
+    start, text = time.monotonic(), visible(text)
     if _live is not None:
         with _live.row(text, total=None):
             yield
@@ -145,6 +147,7 @@ def track(iterable: Iterable[T], total: int | None = None, text: str = "working"
     """Yield from ``iterable`` and show how far it is; ``total`` defaults to its length."""
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
+    text = visible(text)
     if _live is not None:
         with _live.row(text, total) as advance:
             yield from _advancing(iterable, advance)
@@ -187,8 +190,9 @@ def on_terminal() -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line at once (logs are followed while they grow), on terminals without Unicode too."""
+    """Print a line at once (logs are followed while they grow), `visible`, on terminals without Unicode too."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = visible(text)
     try:
         text.encode(encoding)
     except UnicodeEncodeError:

@@ -13,7 +13,7 @@ from rich.text import Text
 from bridge_mcore.monitoring.curves import wilson
 from bridge_mcore.monitoring.figure import draw_figure, draw_runs, run_labels
 from bridge_mcore.monitoring.runs import Run, facts, load_run
-from bridge_mcore.monitoring.text import compact, duration, percent, signed, sparkline
+from bridge_mcore.monitoring.text import compact, duration, percent, signed, sparkline, visible
 
 __all__ = ["draw_figure", "draw_runs", "markdown_table", "read_runs", "run_text", "summary_rows", "summary_table"]
 
@@ -56,10 +56,10 @@ def runs_table(runs: Sequence[Run]) -> Table:
     table.caption_justify = "left"
     table.add_column("", style="dim", no_wrap=True)
     for label in run_labels(runs):
-        table.add_column(Text(label), overflow="fold")
+        table.add_column(Text(visible(label)), overflow="fold")
     for label, cells in summary_rows(runs):
         style = "bold" if label.startswith("accuracy") else ""
-        table.add_row(label, *(Text(cell, style=style) for cell in cells))
+        table.add_row(Text(visible(label)), *(Text(visible(cell), style=style) for cell in cells))
     return table
 
 

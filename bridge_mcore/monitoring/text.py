@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 _BARS = "▁▂▃▄▅▆▇█"
+
+
+#: Characters that a terminal obeys instead of showing: controls but tab and line end, and those that turn text around.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """A text for a terminal, where what came out of a file or a model must not move the cursor or colour a lie.
+
+    Spelt as JSON spells it (``\\u001b``), so that JSON stays what it is.
+    """
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def duration(seconds: float) -> str:
@@ -55,6 +68,12 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
         return _BARS[3] * cells  # a constant curve has no range; the middle says "flat" without looking like zero
     top = len(_BARS) - 1
     return "".join(_BARS[round((mean - low) / (high - low) * top)] for mean in means)
+
+
+def undecided_text(metrics: Mapping[str, float]) -> str:
+    """``3 of 24``: a step's verdicts that were not reached; empty if all were."""
+    count = metrics.get("verifier_timeouts", 0) + metrics.get("verifier_errors", 0)
+    return f"{count:.0f} of {metrics['verdicts']:.0f}" if count and "verdicts" in metrics else ""
 
 
 def number(value: object) -> float | None:

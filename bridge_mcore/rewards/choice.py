@@ -57,14 +57,20 @@ class ChoiceReward(LocalReward):
         super().__init__(_judge)
 
 
-def _judge(attempt: Attempt) -> Verdict:
-    gold = _GOLD.fullmatch(attempt.gold.strip())
+def read_gold(text: str) -> tuple[str, str] | str:
+    """(the letter of a gold answer, all letters that there are); a text that says why it is none."""
+    gold = _GOLD.fullmatch(text.strip())
     if gold is None:
-        return Verdict("error", f"the gold answer '{attempt.gold[:40]}' is no letter (C, or C/4 of four choices)")
-    wanted = gold[1].upper()
-    choices = ascii_uppercase[: int(gold[2])] if gold[2] else ascii_uppercase
-    if wanted not in choices:
-        return Verdict("error", f"the gold answer {wanted} is not among its {gold[2]} choices")
+        return f"the gold answer '{text[:40]}' is no letter (C, or C/4 of four choices)"
+    wanted, choices = gold[1].upper(), ascii_uppercase[: int(gold[2])] if gold[2] else ascii_uppercase
+    return (wanted, choices) if wanted in choices else f"the gold answer {wanted} is not among its {gold[2]} choices"
+
+
+def _judge(attempt: Attempt) -> Verdict:
+    gold = read_gold(attempt.gold)
+    if isinstance(gold, str):
+        return Verdict("error", gold)
+    wanted, choices = gold
     answer = given_answer(attempt)
     if isinstance(answer, Verdict):
         return answer
@@ -72,5 +78,5 @@ def _judge(attempt: Attempt) -> Verdict:
     if letter is None:
         return Verdict("incorrect", why)
     if letter not in choices:
-        return Verdict("incorrect", f"{letter} is not among the {gold[2]} choices")
+        return Verdict("incorrect", f"{letter} is not among the {len(choices)} choices")
     return Verdict("correct" if letter == wanted else "incorrect", f"chose {letter}")

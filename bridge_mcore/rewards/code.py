@@ -167,7 +167,8 @@ class CodeReward:
 
 def _verdict(outcome: Outcome) -> Verdict:
     if outcome.kind == "done":
-        return Verdict(outcome.value["verdict"], outcome.value["reason"])
+        said = outcome.value
+        return Verdict(said["verdict"], said["reason"], own_doing=said.get("own_doing", False))
     if outcome.kind == "timeout":
         return Verdict("timeout", f"the tests were stopped: {outcome.reason}")
     return Verdict("error", f"the tests could not be run: {outcome.reason}")

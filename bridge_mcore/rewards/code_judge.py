@@ -16,9 +16,12 @@ from typing import Any
 from bridge_mcore.rewards.code_compare import same_output, same_value
 from bridge_mcore.rewards.sandbox import Box, BoxError, SandboxSettings
 
-#: Wall seconds of a test beyond its CPU seconds: for programs that sleep, on a machine that is busy.
+#: Wall seconds of a test beyond its CPU seconds: for programs that sleep, on a machine that is busy. Who ran out of
+#: them was not seen to fail: on a crowded machine it may be a right program that got no core.
 WALL_FACTOR, WALL_EXTRA = 4.0, 5.0
 _KNOWN_GOLDS = 8
+#: Part of the time that something may have waited for a core on a machine that still counts as idle.
+_IDLE = 0.1
 
 _box: tuple[tuple[Any, ...], Box] | None = None
 _golds: OrderedDict[str, Tests] = OrderedDict()
@@ -126,11 +129,10 @@ def _limits(tests: Tests, settings: SandboxSettings) -> tuple[dict[str, Any], fl
 
 
 def _trouble(reply: dict[str, Any], settings: SandboxSettings, cpu: float) -> tuple[str, bool] | None:
-    """What went wrong with a run, in words, and whether it is dear (do not try again); None: it ended well."""
+    """What went wrong with a run that was not cut by the clock, in words, and whether it is dear (do not try again);
+    None: it ended well."""
     if reply["status"] == "time":
         return f"time (more than {cpu:g} s of CPU)", True
-    if reply["status"] == "wall":
-        return f"time (longer than {reply['seconds']:.0f} s, mostly waiting)", True
     if reply["status"] == "ended":
         return ("output (too much)", True) if reply["full"] else None
     error = reply["error"]
@@ -152,7 +154,8 @@ def _trouble(reply: dict[str, Any], settings: SandboxSettings, cpu: float) -> tu
 def _cases(box: Box, tests: Tests, program: str, settings: SandboxSettings, deadline: float) -> dict[str, Any]:
     """Every case is a process of its own. All must pass; a dear failure (time, memory, output) ends the trials."""
     limits, wall = _limits(tests, settings)
-    passed, tried, failure = 0, 0, ""
+    clock = _Clock()
+    passed, tried, failure, cut = 0, 0, "", ""
     for number, case in enumerate(tests.cases, 1):
         left = deadline - time.monotonic()
         if left <= 0:
@@ -164,8 +167,9 @@ def _cases(box: Box, tests: Tests, program: str, settings: SandboxSettings, dead
             request = {"mode": "call", "program": program, "entry_point": entry, "args": case["args"], **limits}
             request["prelude"] = tests.prelude
         reply = box.run(request, b"", min(wall, max(left, 1.0)))
-        if reply["status"] == "wall" and left < wall:
-            break  # it is the whole program's time that ran out
+        if reply["status"] == "wall":
+            cut = "time was up" if left < wall else f"test {number} took longer than {reply['seconds']:.0f} s"
+            break
         tried += 1
         trouble = _trouble(reply, settings, limits["cpu"])
         if trouble is None and _right(tests.style, case["output"], reply):
@@ -180,8 +184,32 @@ def _cases(box: Box, tests: Tests, program: str, settings: SandboxSettings, dead
         rest = "" if tried == total else f", {total - tried} not run"
         return {"verdict": "incorrect", "reason": f"{passed} of {total} tests{rest}; first failure: {failure}"}
     if tried < total:
-        return {"verdict": "timeout", "reason": f"the first {tried} of {total} tests passed, then time was up"}
+        return clock.timeout(f"the first {tried} of {total} tests passed, then {cut or 'time was up'}")
     return {"verdict": "correct", "reason": f"{total} of {total} tests"}
+
+
+class _Clock:
+    """Measures how long a program was judged, and whether the machine had a core for it all the while."""
+
+    def __init__(self) -> None:
+        self._started, self._stalled = time.monotonic(), _stalled_seconds()
+
+    def timeout(self, what: str) -> dict[str, Any]:
+        """The verdict on a program that ran out of wall time: undecided, and by its own doing where the kernel says
+        that hardly anything on this machine waited for a core meanwhile."""
+        seconds, now = time.monotonic() - self._started, _stalled_seconds()
+        idle = None if now is None or self._stalled is None else now - self._stalled < _IDLE * seconds
+        why = {None: "", True: "waiting of its own accord: ", False: "with too few cores for it: "}
+        return {"verdict": "timeout", "reason": why[idle] + what, "own_doing": idle is True}
+
+
+def _stalled_seconds() -> float | None:
+    """Seconds since the machine's start in which something that could run had no core; None: it is not counted."""
+    try:
+        with open("/proc/pressure/cpu", encoding="ascii") as pressure:
+            return int(pressure.readline().rpartition("total=")[2]) / 1e6
+    except (OSError, ValueError):
+        return None
 
 
 def _right(style: str, expected: Any, reply: dict[str, Any]) -> bool:
@@ -198,6 +226,7 @@ def _check(box: Box, tests: Tests, program: str, settings: SandboxSettings) -> d
     limits, wall = _limits(tests, settings)
     hidden = json.dumps({"test": tests.source}).encode("ascii")
     request = {"mode": "check", "program": program, "names": tests.names, "prelude": tests.prelude, **limits}
+    clock = _Clock()
     reply = box.run(request, hidden, wall)
     try:
         result = json.loads(reply["result"])
@@ -207,6 +236,8 @@ def _check(box: Box, tests: Tests, program: str, settings: SandboxSettings) -> d
         return {"verdict": "correct", "reason": "all checks"}
     if result and result.get("test"):
         return {"verdict": "error", "reason": f"the gold cannot be used: {result['why']}"}
+    if reply["status"] == "wall" and result is None:
+        return clock.timeout(f"the check took longer than {reply['seconds']:.0f} s")
     trouble = _trouble(reply, settings, limits["cpu"])
     why = result["why"] if result else f"the check did not end {reply['checker'][:100]}".rstrip()
     known = reply["signal"] or reply["error"] or reply["status"] != "failed"

@@ -167,14 +167,15 @@ def _boxed(text: str) -> str | None:
     return ", ".join(contents) if contents else None
 
 
-def _gold_text(gold: str) -> str:
+def gold_text(gold: str) -> str:
+    """A gold answer, out of its box and cleaned; empty where there is none."""
     boxed = _boxed(gold)
     return clean(gold if boxed is None else boxed)
 
 
 def _extract(gold: str, response: str) -> Verdict | _Pair:
     """The gold and the answer to compare, or the verdict where there is nothing to compare."""
-    gold = _gold_text(gold)
+    gold = gold_text(gold)
     if not gold:
         return Verdict("error", "the gold answer is empty")
     answer = _boxed(response)
@@ -206,7 +207,7 @@ def _repeats_question(attempt: Attempt) -> bool:
 
     ``Compute \binom{8}{4}`` must not be answered by ``\boxed{\binom{8}{4}}``, which is equal to 70 but no answer.
     """
-    if number(canonical(_gold_text(attempt.gold))) is None:
+    if number(canonical(gold_text(attempt.gold))) is None:
         return False
     answer = canonical(clean(_boxed(attempt.response) or ""))
     value = measure(answer)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from bridge_mcore.config.rewards import PLUGIN, reward_problem
+from bridge_mcore.config.rewards import PLUGIN, unnamed_plugin, plugins_among, reward_problem
 from bridge_mcore.config.rewards import Reward as RewardSection
 from bridge_mcore.errors import ConfigError
 from bridge_mcore.rewards.noise import NoisyReward
@@ -31,6 +31,7 @@ class RewardSettings:
         noise_seed: which ones.
         tolerance: of `math`: relative difference at which a number with decimals counts as the right one.
         sandbox: limits of candidate programs.
+        plugins: the rewards `plugin:…` that the user's settings name; no other is ever built, whatever asks for it.
     """
 
     workers: int = 2
@@ -43,6 +44,7 @@ class RewardSettings:
     noise_seed: int = 0
     tolerance: float = 0.0
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
+    plugins: frozenset[str] = frozenset()
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -52,20 +54,22 @@ def check_names(names: Iterable[str]) -> None:
             raise ConfigError(f"reward: {problem}")
 
 
-def settings_of(section: RewardSection) -> RewardSettings:
-    """What the configuration's section `reward` says."""
+def settings_of(section: RewardSection, plugins: frozenset[str] = frozenset()) -> RewardSettings:
+    """What the configuration's section `reward` says; plugins: those that all of the configuration names."""
     limits = section.sandbox.model_dump()
     return RewardSettings(
         workers=section.workers, cpu_seconds=section.cpu_seconds, wall_seconds=section.wall_seconds,
         memory_gib=section.memory_gib, program_seconds=limits.pop("program_seconds"), partial=section.partial,
         noise=section.noise, noise_seed=section.noise_seed, tolerance=section.tolerance,
-        sandbox=SandboxSettings(**limits),
+        sandbox=SandboxSettings(**limits), plugins=plugins | plugins_among([section.verifier]),
     )  # fmt: skip
 
 
 def build_reward(name: str, settings: RewardSettings) -> Reward:
     """One reward by name, without noise. Raises ConfigError, as its constructor does too."""
     check_names([name])
+    if problem := unnamed_plugin(name, settings.plugins):
+        raise ConfigError(f"reward: {problem}")
     limits = (settings.workers, settings.cpu_seconds, settings.wall_seconds, settings.memory_gib)
     # Imported when wanted: some need an optional package, and a run with math alone needs no sandbox.
     if name == "math":

@@ -22,11 +22,20 @@ class Verdict:
     reason: str
     #: A reward between right and wrong, where the function that judged gave one (partial credit); None: the verdict's.
     score: float | None = None
+    #: Undecided by the answer's own doing: it took its time although nothing kept it from working. It is no more right
+    #: for that, but no sign of a dead reward either (:mod:`bridge_mcore.training.undecided`).
+    own_doing: bool = False
 
     @property
     def decided(self) -> bool:
         """True for ``correct`` and ``incorrect``."""
         return self.verdict in ("correct", "incorrect")
+
+
+def why_undecided(reward: str, verdict: str, reason: str) -> str:
+    """Which reward did not reach a verdict, and why, in one line of bounded length."""
+    text = " ".join(reason.split())
+    return f"by {reward}: {verdict}: {text if len(text) <= 300 else text[:299] + '…'}"
 
 
 def reward(verdict: Verdict, correct: float = 1.0, incorrect: float = 0.0) -> float:

@@ -7,6 +7,7 @@ import sys
 from bridge_mcore.data.problem import Problem
 from bridge_mcore.data.templates import check_unicode
 from bridge_mcore.errors import ConfigError
+from bridge_mcore.monitoring.text import visible
 from bridge_mcore.rollout.engine import Request, SamplingParams
 from bridge_mcore.rollout.inference import open_model
 from bridge_mcore.rollout.options import GenerateOptions
@@ -29,6 +30,7 @@ def run_generate(options: GenerateOptions) -> None:
         for number, answer in enumerate(answers, 1):
             if options.samples > 1:
                 print(f"--- {number} of {options.samples}")
-            print(model.decode(answer.tokens), flush=True)
+            text = model.decode(answer.tokens)
+            print(visible(text) if sys.stdout.isatty() else text, flush=True)
             if not answer.finished:
                 print(f"(cut at {len(answer.tokens)} tokens)", file=sys.stderr)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from bridge_mcore.rewards import Verdict
 from bridge_mcore.rewards.judge import Judge
 from bridge_mcore.rewards.shaping import Adjustment, FormatShaping, LengthShaping, adjustment
 from bridge_mcore.rollout.engine import Engine, Request, Rollout, SamplingParams
+from bridge_mcore.training.undecided import UndecidedWatch
 
 _NO_ADJUSTMENT = Adjustment()
 
@@ -33,14 +35,14 @@ class Collected:
     Attributes:
         samples: of the whole step, in the order of the prompts, the same on every rank.
         rollouts, verdicts: of this rank's share.
-        metrics: over all ranks.
+        metrics: over all ranks; "undecided", where verdicts were not reached, is the reason of the first in words.
         prompts: of the whole step, where they are known before it is generated.
     """
 
     samples: list[Sample]
     rollouts: list[Rollout]
     verdicts: list[Verdict]
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     prompts: list[EncodedPrompt] = field(default_factory=list)
 
 
@@ -51,6 +53,7 @@ class Collector:
         self.config, self.engine, self.judge, self.layout = config, engine, judge, layout
         self.form = FormatShaping(**config.reward.form.model_dump())
         self.length = LengthShaping(**config.reward.length.model_dump())
+        self.watch = UndecidedWatch(config.reward.stop_undecided, layout)
         #: the reward is not the share of correct answers
         self._is_apart = self.form.required or self.length.limit is not None or config.reward.partial
 
@@ -80,7 +83,7 @@ class Collector:
     ) -> Collected:
         """Verify this share's rollouts (a group for each of `prompts`, in order) and compare them within groups.
 
-        seconds: that were waited for them. version: of the live weights.
+        seconds: that were waited for them. version: of the live weights. Raises RunStopped where the reward is dead.
         """
         n = self.config.rollout.samples_per_prompt
         rollouts = self.judge.stopped(rollouts)
@@ -98,6 +101,10 @@ class Collector:
             if not math.isnan(reward)  # on_failure: drop; counted in the metrics
         }
         metrics = self._metrics(rollouts, verdicts, rewards, shaped, version)
+        undecided = int(metrics["verifier_timeouts"] + metrics["verifier_errors"])
+        names, keys = [p.reward for p in problems], [r.key for r in rollouts]
+        if reason := self.watch.see(names, keys, verdicts, undecided, int(metrics["verdicts"])):
+            metrics["undecided"] = reason
         metrics |= {"seconds_rollout": seconds, "seconds_reward": judged - generated}
         return Collected(self._shared(samples), list(rollouts), verdicts, metrics)
 
@@ -136,7 +143,7 @@ class Collector:
         rewards: torch.Tensor,
         shaped: Sequence[Adjustment],
         version: int,
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         known = rewards[~rewards.isnan()]
         spread = with_signal(rewards)
         sums = [
@@ -165,6 +172,7 @@ class Collector:
             "response_length": tokens / max(answers, 1),
             "truncated": cut / max(answers, 1),
             "groups_with_signal": signal / max(groups, 1),
+            "verdicts": answers,
             "verifier_timeouts": timeouts,
             "verifier_errors": errors,
             "rollout_tokens": tokens + prompt_tokens,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.config.data_checks import plugins_of
 from bridge_mcore.config.schema import Config, DataSource
 from bridge_mcore.data.card import card_of, file_hash
 from bridge_mcore.data.problem import Problem
@@ -32,7 +33,7 @@ class DataRecord:
         """
         problems: list[Problem] = []
         for number, source in enumerate(sources):
-            found = load_problems(source, self.config.reward.verifier)
+            found = load_problems(source, self.config.reward.verifier, plugins_of(self.config))
             self._note(f"{key}_more.{number - 1}" if number else key, source, found)
             problems += found
         return problems

@@ -84,7 +84,7 @@ class Course:
             collector.engine.refresh(step)
             result = evaluate(sets, collector.engine, session.examiner, session.layout, _EVALUATION_KEYS)
         counts = any(held.every is None for held in sets.values()) or len(sets) == len(session.evaluation)
-        if counts:
+        if counts and result.accuracy is not None:
             self.accuracies.append((step, result.accuracy))
         if due is None:
             shown = shown_answers(result, session.config.evaluation.samples)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge_mcore.config.data_checks import evaluates, uses_rl
+from bridge_mcore.config.data_checks import evaluates, plugins_of, uses_rl
 from bridge_mcore.config.schema import Config
 from bridge_mcore.data.pairs import EncodedPrompt, encode_prompts, encode_traces
 from bridge_mcore.data.problem import Problem
@@ -21,9 +21,10 @@ from bridge_mcore.evaluation.evaluate import HeldOut
 from bridge_mcore.methods import make_method
 from bridge_mcore.methods.base import RL, SFT, Method
 from bridge_mcore.model.families import find_family
-from bridge_mcore.monitoring.progress import phase
+from bridge_mcore.monitoring.progress import phase, say
 from bridge_mcore.platform.device import Platform
 from bridge_mcore.platform.distributed import Layout
+from bridge_mcore.rewards.golds import check_golds
 from bridge_mcore.rewards.judge import Judge
 from bridge_mcore.rewards.mixed import Rewards, settings_of
 from bridge_mcore.rollout.embedded import EmbeddedEngine
@@ -172,6 +173,8 @@ def _open(
             evaluation[name] = HeldOut(asked, params, held_out.answers, held_out.every)
         run.inputs(record.entries, tokenizer_digests(source), model_facts(shape, stops))
         _check_held_out([*(p.problem for p in prompts), *(t.problem for t in traces if t.problem)], evaluation)
+        judged = [p.problem for found in (prompts, *(held.prompts for held in evaluation.values())) for p in found]
+        remarks = check_golds(judged)
     with shown(f"loading {source}"):
         policy = build_policy(
             config,
@@ -182,11 +185,12 @@ def _open(
             reference=RL in needed and config.objective.kl_coefficient > 0,
             adapter_path=config.adapter.path if method.uses_adapter else None,
         )
-    rewards = Rewards(settings_of(config.reward))
+    rewards = Rewards(settings_of(config.reward, plugins_of(config)))
     stack.callback(rewards.close)
     if layout.is_main:  # what cannot be judged is said now; the processes of other ranks start when they are needed
-        held = [p.problem for found in evaluation.values() for p in found.prompts]
-        rewards.prepare({problem.reward for problem in [*(p.problem for p in prompts), *held]})
+        for remark in remarks:
+            say(remark)
+        rewards.prepare({problem.reward for problem in judged})
 
     def decode(tokens: Any) -> str:
         return tokenizer.decode(tokens, skip_special_tokens=True)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from bridge_mcore.data.card import FORMAT, card_of, file_hash
+from bridge_mcore.data.prepare.statistics import file_statistics
 from bridge_mcore.errors import DataError
 
 
@@ -39,3 +40,17 @@ def test_no_card(data, tmp_path):
     (tmp_path / "card.json").write_text('{"form')
     with pytest.raises(DataError, match="no readable card"):
         card_of(data)
+
+
+@pytest.mark.parametrize("outputs", [[], "x", 3, {"train_rl.jsonl": []}, {"train_rl.jsonl": {"sha256": 3}}])
+def test_a_damaged_card_is_named(data, tmp_path, outputs):
+    (tmp_path / "card.json").write_text(json.dumps({"format": FORMAT, "outputs": outputs}))
+    with pytest.raises(DataError, match=r"no readable card: .*card\.json"):
+        card_of(data)
+
+
+def test_statistics_take_no_more_of_a_card_than_they_need(data, tmp_path):
+    assert file_statistics(data, None)["card"] == {"created": None, "output": None}
+    whole = json.loads((tmp_path / "card.json").read_text())
+    (tmp_path / "card.json").write_text(json.dumps(whole | {"created": "now", "recipe": {"output": "here"}}))
+    assert file_statistics(data, None)["card"] == {"created": "now", "output": "here"}

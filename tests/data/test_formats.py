@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from bridge_mcore.config.schema import DataSource
+from bridge_mcore.config.data_checks import plugins_of
+from bridge_mcore.config.rewards import Reward
+from bridge_mcore.config.schema import Config, Data, DataSource, EvaluationSource
 from bridge_mcore.data.problems import load_problems
 from bridge_mcore.errors import DataError
 
@@ -56,6 +58,32 @@ def test_an_unknown_reward_is_refused_where_it_stands(tmp_path):
         DataSource(task="knights", reward="logics")
     with pytest.raises(ValidationError, match="unknown task"):
         DataSource(task="knight")
+
+
+def test_rows_name_no_code_that_the_settings_do_not(tmp_path):
+    """A plugin is imported and called: a data file, which may be anybody's, brings none in."""
+    mine = "plugin:mine:f"
+    path = write(tmp_path / "m.jsonl", MATH, {**MATH, "answer": "3", "reward": mine})
+    for settings in ({}, {"default_reward": "plugin:other:f"}, {"plugins": {"plugin:mine:g", "plugin:mine"}}):
+        with pytest.raises(
+            DataError, match=r"m\.jsonl, line 2: the reward 'plugin:mine:f' is code, and no setting names"
+        ):
+            load_problems(DataSource(path=path), **settings)
+    assert len(load_problems(DataSource(path=path, bad_rows="skip"))) == 1
+    for settings in ({"default_reward": mine}, {"plugins": {mine}}):
+        assert load_problems(DataSource(path=path), **settings)[1].reward == mine
+    assert {p.reward for p in load_problems(DataSource(path=path, reward="choice"))} == {"choice"}
+
+
+def test_every_source_of_a_configuration_is_asked_for_its_plugins():
+    names = [f"plugin:m:f{i}" for i in range(6)]
+    data = Data(
+        rl=DataSource(task="knights", reward=names[0]), rl_more=[DataSource(task="knights", reward=names[1])],
+        sft=DataSource(task="knights", reward=names[2]), sft_more=[DataSource(task="knights", reward=names[3])],
+        evaluation=[EvaluationSource(task="knights", reward=names[4]), EvaluationSource(task="knights", reward="math")],
+    )  # fmt: skip
+    assert plugins_of(Config(data=data, reward=Reward(verifier=names[5]))) == set(names)
+    assert plugins_of(Config()) == set()
 
 
 def test_a_row_that_is_no_program_is_named(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bridge_mcore.config.schema import DataSource
-from bridge_mcore.errors import ConfigError, DataError
+from bridge_mcore.errors import BridgeError, ConfigError, DataError
 from bridge_mcore.evaluation.command import _alone, read_answers, run_evaluation, run_scores
 from bridge_mcore.evaluation.options import EvaluationOptions, Serving, Subject
 from bridge_mcore.evaluation.records import RecordFile, read_records
@@ -255,3 +255,33 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line):
     with pytest.raises(DataError, match=r"set\.jsonl, line 1 is no record of an evaluation .*--restart") as error:
         read_records(path)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_benchmark_that_nobody_judged_has_no_accuracy(model, tmp_path, capsys):
+    """Its answers are kept, the others are measured, and the command does not end as if all were well."""
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("def judge(response, gold, prompt):\n    raise OSError('the judge is away')\n")
+    tried = options(model, tmp_path / "out", limit=3)
+    dead = tried.suite.benchmarks[0].source.model_copy(update={"reward": f"plugin:{plugin}:judge"})
+    suite = tried.suite.model_copy(
+        update={"benchmarks": [Benchmark(name="dead", source=dead), tried.suite.benchmarks[1]]}
+    )
+    tried = dataclasses.replace(tried, suite=suite)
+    with pytest.raises(
+        BridgeError, match=r"tiny, dead: none of its 3 answers could be judged; .*the judge is away"
+    ) as end:
+        run_evaluation(tried)
+    assert end.value.exit_code == 1
+    out = capsys.readouterr().out
+    assert "not judged" in out and "(of 1)" in out
+    assert len(read_records(tmp_path / "out/tiny/records/dead.jsonl")) == 3
+    (found,) = json.loads((tmp_path / "out/results.json").read_text())["models"]
+    assert [found["benchmarks"][name]["judged"] for name in ("dead", "long")] == [False, True]
+    assert found["average"]["value"] == found["benchmarks"]["long"]["accuracy"]["value"]
+    hostile = tmp_path / "rows.jsonl"
+    hostile.write_text(json.dumps({"problem": "Q:a1b1A:", "answer": "2", "reward": "plugin:timeit:timeit"}) + "\n")
+    other = Suite(
+        max_new_tokens=4, benchmarks=[*suite.benchmarks, Benchmark(name="h", source=DataSource(path=hostile))]
+    )
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: the reward 'plugin:timeit:timeit' is code"):
+        run_evaluation(dataclasses.replace(tried, suite=other, output=tmp_path / "other"))

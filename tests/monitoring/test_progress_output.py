@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -12,7 +13,7 @@ import pytest
 
 from bridge_mcore.monitoring import progress
 from bridge_mcore.monitoring.progress import Progress, phase, plain_line, track
-from bridge_mcore.monitoring.text import compact, duration, signed, sparkline
+from bridge_mcore.monitoring.text import compact, duration, signed, sparkline, visible
 
 
 class Clock:
@@ -154,3 +155,20 @@ def test_sparklines() -> None:
     assert sparkline([2.0, 2.0]) == "▄▄"
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert len(sparkline(range(1000), 24)) == 24
+
+
+OBEYED = "\x1b[2J\x1b]0;title\x07\r\b\x9b31m\u202e\u2066end\x7f"
+
+
+def test_what_a_terminal_would_obey_is_shown_instead(capsys: pytest.CaptureFixture[str]) -> None:
+    """Questions, golds, reasons and tensors' names are anybody's: none may move the cursor or colour a line green."""
+    shown = visible(f"tab\tend\n{OBEYED} é ≤ 你好")
+    hidden = r"\u001b[2J\u001b]0;title\u0007\u000d\u0008\u009b31m\u202e\u2066end\u007f"
+    assert shown == f"tab\tend\n{hidden} é ≤ 你好"
+    line = json.dumps({"text": OBEYED + "é"}, ensure_ascii=False)
+    assert json.loads(visible(line)) == {"text": OBEYED + "é"}
+    progress.say(OBEYED)
+    with Progress(2) as view:
+        view.note(OBEYED)
+    out = capsys.readouterr().out
+    assert out == f"{visible(OBEYED)}\n" * 2 and "\x1b" not in out

@@ -6,11 +6,13 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from bridge_mcore.errors import BridgeError, ConfigError
+from bridge_mcore.rewards import code_judge
 from bridge_mcore.rewards.code import CodeReward, last_program
 from bridge_mcore.rewards.code_compare import same_output, same_value
 from bridge_mcore.rewards.code_judge import GoldError, parse_gold
@@ -233,6 +235,52 @@ def test_time_limit_of_the_gold_and_of_the_whole() -> None:
     reward.close()
     with pytest.raises(BridgeError, match="closed"):
         judge(reward, gold, "print(1)")
+
+
+SLEEPY = "import time; time.sleep(1000)"
+
+
+@pytest.mark.parametrize(
+    ("stalled", "own_doing", "why"),
+    [
+        ([0.0, 0.01], True, "of its own accord"),
+        ([5.0, 6.0], False, "too few cores"),
+        ([None, None], False, "longer than"),
+    ],
+)
+def test_a_clock_that_ran_out_decides_nothing(
+    monkeypatch: pytest.MonkeyPatch, stalled: list[float | None], own_doing: bool, why: str
+) -> None:
+    """A program that the clock cut may be a right one that got no core; the kernel's count tells whose doing it was."""
+    settings = SandboxSettings(**LIMITS)
+    if sandbox_layers(settings).missing:
+        pytest.skip("this machine offers no sandbox")
+    monkeypatch.setattr(code_judge, "WALL_FACTOR", 0.0)
+    monkeypatch.setattr(code_judge, "WALL_EXTRA", 1.0)
+    job = {"settings": asdict(settings), "namespaces": sandbox_layers(settings).namespaces, "seconds": 60.0}
+    check = json.dumps({"style": "function", "entry_point": "f", "test": "def check(f): assert f(1) == 2"})
+    try:
+        for gold, program in ((stdin(("", "1")), SLEEPY), (check, f"def f(x):\n    {SLEEPY}")):
+            readings = iter(stalled)
+            monkeypatch.setattr(code_judge, "_stalled_seconds", lambda readings=readings: next(readings))
+            found = code_judge.run({**job, "gold": gold, "program": program})
+            assert (found["verdict"], found["own_doing"]) == ("timeout", own_doing) and why in found["reason"]
+        # One test that failed settles it, whatever comes after.
+        late = f"n = input()\nif n == '1': print(2)\nelse:\n    {SLEEPY}"
+        monkeypatch.setattr(code_judge, "_stalled_seconds", lambda: None)
+        found = code_judge.run({**job, "gold": stdin(("1", "1"), ("2", "2")), "program": late})
+        assert (
+            found["verdict"] == "incorrect"
+            and found["reason"] == "0 of 2 tests, 1 not run; first failure: test 1: wrong output"
+        )
+    finally:
+        code_judge._drop_box()
+
+
+def test_the_kernels_count_of_stalls_is_read_or_unknown() -> None:
+    one, two = code_judge._stalled_seconds(), code_judge._stalled_seconds()
+    assert (one is None) == (not Path("/proc/pressure/cpu").exists())
+    assert one is None or 0 <= one <= (two or 0)
 
 
 def test_packages_can_be_let_in() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from bridge_mcore.errors import ConfigError
 from bridge_mcore.rewards import gym
+from bridge_mcore.rewards.box.values import encode
 from bridge_mcore.rewards.gym import GymReward
 from bridge_mcore.rewards.protocol import Attempt
 from bridge_mcore.rewards.verdict import Verdict
@@ -57,10 +58,63 @@ def test_what_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ｅｘｅｃ('1')", False),
         ("[].append", False),
         ("_a", False),
+        ("'\\145'", False),
+        ("0x1f >> 0x3", True),
+        ("0x1g", False),
     ],
 )
 def test_expressions(answer: str, plain: bool) -> None:
     assert gym.is_expression(answer) is plain
+
+
+#: What sympy would evaluate although no word of it is a name: it reads the text in quotes as an expression again.
+HIDDEN = ["S('o''p''e''n''(1)')", 'S("e" "x" "e" "c")', r"S('\157\160\145\156(1)')"]
+
+
+@pytest.mark.parametrize("text", HIDDEN)
+def test_names_in_pieces_are_names_to_sympy(text: str) -> None:
+    assert not gym.is_expression(text, strings=False)
+
+
+CODE = "__import__('os').system('id')"
+ENTRIES = [
+    ("number_sorting", {"answer": CODE, "metadata": {}}, {"answer": "['1.5', '-2']", "metadata": {}}),
+    ("bitwise_arithmetic", {"metadata": {"problem": CODE}}, {"metadata": {"problem": "(0x3a << 0x1)"}}),
+    ("polynomial_multiplication", {"answer": CODE}, {"answer": "3*x**2 - y"}),
+    ("polynomial_multiplication", {"answer": HIDDEN[0]}, {"answer": "x"}),
+    ("simple_integration", {"metadata": {"integrand": CODE}}, {"metadata": {"integrand": "7*X**9"}}),
+    ("intermediate_integration", {"metadata": {"integrand": HIDDEN[2]}}, {"metadata": {"integrand": "exp(2*x)"}}),
+]
+
+
+@pytest.mark.parametrize(("name", "hostile", "usual"), ENTRIES)
+def test_an_entry_is_data_and_not_code(name: str, hostile: dict, usual: dict) -> None:
+    """Some scorers evaluate their entry, which a row may hold: such a gold is unreadable, and never scored."""
+    found = gym.read_gold(json.dumps({"dataset": name, "entry": encode(hostile)}))
+    assert isinstance(found, str) and f"the scorer of {name} would evaluate" in found
+    assert gym.read_gold(json.dumps({"dataset": name, "entry": encode(usual)})) == (name, encode(usual))
+
+
+def test_a_composite_is_no_task() -> None:
+    assert "composite" in str(gym.read_gold(json.dumps({"dataset": "composite", "entry": encode({})})))
+
+
+@needs_gym
+def test_only_registered_names_have_scorers(reward: GymReward) -> None:
+    gold = json.dumps({"dataset": "os", "entry": encode({"answer": "1"})})
+    (verdict,) = reward.judge([Attempt(gold, "<answer>1</answer>")])
+    assert verdict.verdict == "error" and "not registered" in verdict.reason
+
+
+@needs_gym
+def test_no_entry_of_its_own_is_refused(seed: int) -> None:
+    import reasoning_gym
+
+    from bridge_mcore.data.gym import gym_problem
+
+    for name in sorted(gym.EVALUATED | set(gym._EVALUATED_OF_ENTRY)):
+        for entry in reasoning_gym.create_dataset(name, seed=seed, size=20):
+            assert not isinstance(gym.read_gold(gym_problem(name, entry, name).answer), str), (name, entry)
 
 
 @needs_gym

@@ -25,7 +25,7 @@ SIMPLE = [
 
 
 def test_each_goes_to_its_own_and_order_is_kept() -> None:
-    rewards = Rewards(RewardSettings(workers=1))
+    rewards = Rewards(RewardSettings(workers=1, plugins=frozenset({"plugin:tests.rewards.plugins:same"})))
     assert rewards.judge([], []) == [] and rewards.counts_by_reward == {}
     verdicts = rewards.judge([name for name, _, _ in SIMPLE], [attempt for _, attempt, _ in SIMPLE])
     assert [verdict.verdict for verdict in verdicts] == [wanted for _, _, wanted in SIMPLE]
@@ -73,6 +73,20 @@ def test_unknown_names(name: str, message: str) -> None:
         check_names(["math", name])
     with pytest.raises(ConfigError, match=message):
         Rewards().judge([name], [Attempt("", "")])
+
+
+@pytest.mark.parametrize("allowed", [frozenset(), frozenset({"plugin:tests.rewards.plugins:same"})])
+def test_only_plugins_of_the_settings_are_built(allowed: frozenset[str], tmp_path) -> None:
+    """Whatever names it: neither its module is imported nor its file run."""
+    file = tmp_path / "code.py"
+    file.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef f(response, gold, prompt): return True\n")
+    for name in (f"plugin:{file}:f", "plugin:timeit:timeit", "plugin:tests.rewards.plugins:same "):
+        rewards = Rewards(RewardSettings(workers=1, plugins=allowed))
+        for act, arguments in ((rewards.prepare, ()), (rewards.judge, ([Attempt("", "")],))):
+            with pytest.raises(ConfigError, match=r"is code, and no setting names it|write plugin:MODULE:FUNCTION"):
+                act([name], *arguments)
+        rewards.close()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_known_names() -> None:

@@ -106,3 +106,14 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     assert process.wait(timeout=30) == 0
     assert "Traceback" not in log and "BrokenPipe" not in log
     process.stderr.close()
+
+
+def test_a_file_that_cannot_be_judged_at_all_ends_so(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_bytes(line("", r"\boxed{5}") * 3)
+    with pytest.raises(
+        DataError, match="none of the 3 lines could be judged; the first: error: the gold answer is empty"
+    ):
+        run(file, "--workers", "1")
+    file.write_bytes(b"")
+    assert run(file, "--workers", "1")[0] == []

@@ -123,7 +123,7 @@ def test_a_plugin_judges_with_a_score(world, tmp_path):
     section = Reward(partial=True)
     problems = [Problem(p.id, p.prompt, p.answer, None, p.source, f"plugin:{file}:score") for p in PROBLEMS]
     config = Config(reward=section, rollout=RolloutConfig(samples_per_prompt=1))
-    rewards = Rewards(settings_of(section))
+    rewards = Rewards(settings_of(section, frozenset({problems[0].reward})))
     try:
         judge = Judge(rewards, lambda tokens: bytes(tokens).decode())
         collector = Collector(config, Canned([]), judge, world[1])  # type: ignore[arg-type]
@@ -147,3 +147,30 @@ def test_a_plugin_judges_with_a_score(world, tmp_path):
 def test_shaping_that_would_do_nothing_is_refused(section, said):
     with pytest.raises(ValueError, match=said):
         Reward(**section)
+
+
+def test_an_evaluation_that_nobody_judged_says_so(world, capsys):
+    """Its sets have no accuracy, and those that depend on it have none; a part that is undecided counts as wrong."""
+    sums = [PROBLEMS[0], Problem("3", "2 + 2?", "4", None, "sums", "math")]
+    dead = [Problem(p.id, p.prompt, p.answer, None, "dead", "choice") for p in sums]
+    half = [PROBLEMS[1], dead[0]]
+    rewards = Rewards(settings_of(Reward()))
+    try:
+        examiner = Judge(rewards, lambda tokens: bytes(tokens).decode(), noise=False)
+        sets = {n: HeldOut([EncodedPrompt(p, [1]) for p in ps], PARAMS) for n, ps in
+                {"sums": sums, "dead": dead, "half": half}.items()}  # fmt: skip
+        texts = [r"\boxed{2}", r"\boxed{5}", r"\boxed{2}", r"\boxed{4}", r"\boxed{C}", r"\boxed{C}"]
+        found = evaluate(sets, Canned(texts), examiner, world[1])  # type: ignore[arg-type]
+        fine = evaluate({"sums": sets["sums"]}, Canned(texts[:2]), examiner, world[1])  # type: ignore[arg-type]
+    finally:
+        rewards.close()
+    assert found.accuracy is None and found.sets == {"sums": 0.5, "half": 0.5}
+    assert found.undecided == {"dead": 2, "half": 1} and found.summary()["undecided"] == found.undecided
+    assert fine.summary() == {"accuracy": 0.5, "sets": {"sums": 0.5}, "problems": 2}
+    why = (
+        "could not be judged, the first by choice: error: the gold answer '2' is no letter (C, or C/4 of four choices)"
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        f"· evaluation of dead: 2 of 2 answers {why}; its accuracy is not known",
+        f"· evaluation of half: 1 of 2 answers {why}",
+    ]

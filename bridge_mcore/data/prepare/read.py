@@ -131,6 +131,7 @@ def problems_of(opened: Opened, streaming: bool) -> Iterator[Item | Left]:
                 texts = [trace_text(column_of(row, column), column) for column in columns]
             traces = tuple(t for text in texts if text and (t := _thinking(text, opened.origin.thinking)))
             number = checked_id(prompt, answer, "".join(traces))
+            reward = reward_of(row) or DEFAULT_REWARD
         except BadRow as error:
             yield _bad(opened, place, error)
             continue
@@ -139,7 +140,6 @@ def problems_of(opened: Opened, streaming: bool) -> Iterator[Item | Left]:
             yield Left(place, "inside a chat template", f"the prompt holds {mark}; take the template off first")
             continue
         difficulty = difficulty_of(row, opened.origin.difficulty_field)
-        reward = reward_of(row) or DEFAULT_REWARD
         yield Item(prompt, answer, number, opened.name, reward, place, difficulty, traces)
     if none:
         raise DataError(f"{opened.key} ({opened.name}) holds no rows; at least one problem is needed")
