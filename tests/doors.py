@@ -17,7 +17,8 @@ WATCHED = (
     "torch.load", "torch.jit.load", "torch.hub.", "numpy.load", "numpy.fromfile", "pandas.",
     "yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.safe_load", "yaml.SafeLoader", "yaml.Loader",
     "yaml.FullLoader", "yaml.UnsafeLoader", "datasets.load_dataset", "datasets.load_from_disk", "huggingface_hub.",
-    "jinja2.", "transformers.utils.chat_template_utils.", "string.Template", "ctypes.CDLL", "ctypes.PyDLL", "ctypes.util.", "cffi.", "zipfile.", "tarfile.",
+    "jinja2.", "transformers.utils.chat_template_utils.",
+    "string.Template", "ctypes.CDLL", "ctypes.PyDLL", "ctypes.util.", "cffi.", "zipfile.", "tarfile.",
     "shutil.unpack_archive", "webbrowser.", "code.", "codeop.",
 )  # fmt: skip
 #: Methods, whatever object they are called on.

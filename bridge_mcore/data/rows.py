@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bridge_mcore.config.nearest import nearest
-from bridge_mcore.config.rewards import unnamed_plugin, reward_problem
+from bridge_mcore.config.rewards import reward_problem, unnamed_plugin
 from bridge_mcore.config.schema import DataSource
 from bridge_mcore.errors import ConfigError, DataError
 

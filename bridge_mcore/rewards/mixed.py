@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from bridge_mcore.config.rewards import PLUGIN, unnamed_plugin, plugins_among, reward_problem
+from bridge_mcore.config.rewards import PLUGIN, plugins_among, reward_problem, unnamed_plugin
 from bridge_mcore.config.rewards import Reward as RewardSection
 from bridge_mcore.errors import ConfigError
 from bridge_mcore.rewards.noise import NoisyReward
