@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bridge_mcore import __version__
 from bridge_mcore.config.json_file import shown
 from bridge_mcore.config.schema import Config
 from bridge_mcore.errors import CheckpointError, ConfigError
@@ -91,7 +90,7 @@ class SameRun:
     def __init__(self, config: Config, before: Mapping[str, Any] | None, step: int) -> None:
         self.before, self.step = before, step
         self.allow = config.run.resume_changes == "allow"
-        self.record: dict[str, Any] = {"version": __version__, "config": settings(config)}
+        self.record: dict[str, Any] = {"config": settings(config)}
         #: what has changed and is allowed to: (key, before, after)
         self.changes: list[tuple[str, Any, Any]] = []
 
@@ -100,9 +99,7 @@ class SameRun:
         if self.before is None:
             return
         before, now = self.before["config"], self.record["config"]
-        keys = [key for key in {**before, **now} if key not in _NOT_OF_THE_RUN]
-        if self.before.get("version") != __version__:  # a key that this version has and that one had not
-            keys = [key for key in keys if key in before]
+        keys = [key for key in {**before, **now} if key not in _NOT_OF_THE_RUN and _was_there(key, before)]
         changed = [
             (key, before.get(key), now.get(key))
             for key in keys
@@ -222,6 +219,12 @@ def recorded(extra: Any, origin: Path) -> dict[str, Any] | None:
 
 def _within(key: str, sections: Sequence[str]) -> bool:
     return any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
+def _was_there(key: str, before: Mapping[str, Any]) -> bool:
+    """Whether the version that wrote `before` had a key: itself, as a part of what was null or a word, or in a list."""
+    parts = key.split(".")
+    return any(".".join(parts[:end]) in before for end in range(1, len(parts) + 1)) or any(map(str.isdecimal, parts))
 
 
 def _is_section(key: str, leaves: Mapping[str, Any]) -> bool:

@@ -75,7 +75,7 @@ def base(tmp_path) -> dict[str, Any]:
 
 
 def compared(base: dict[str, Any], now: Config, step: int = 6) -> SameRun:
-    before = {"config": settings(Config.model_validate(base)), "version": SameRun(now, None, 0).record["version"]}
+    before = {"config": settings(Config.model_validate(base))}
     run = SameRun(now, {**before, "data": {}, "tokenizer": {}, "model": {}}, step)
     run.check_settings()
     return run
@@ -116,7 +116,7 @@ def test_every_key_is_refused_said_or_not_of_the_run(base):
             continue
         before[key] = ["something", "else"]
         run = SameRun(Config.model_validate(base), None, 6)
-        run.before = {"config": before, "version": run.record["version"], "data": {}, "tokenizer": {}, "model": {}}
+        run.before = {"config": before, "data": {}, "tokenizer": {}, "model": {}}
         try:
             run.check_settings()
         except ConfigError:
@@ -130,6 +130,16 @@ def test_every_key_is_refused_said_or_not_of_the_run(base):
 def test_a_number_in_place_of_a_schedule_is_one_change(base):
     run = compared(base, with_key(base, "method.lam", {"kind": "linear", "start": 0.0, "end": 1.0}))
     assert all(change[0].startswith("method.lam.") for change in run.changes)
+
+
+def test_a_key_that_the_older_version_had_not_is_no_change(base):
+    now = Config.model_validate(base)
+    before = {key: value for key, value in settings(now).items() if key != "reward.tolerance"}
+    run = SameRun(now, {"config": before, "data": {}, "tokenizer": {}, "model": {}}, 6)
+    run.check_settings()
+    assert run.changes == []
+    more = with_key(base, "data.evaluation", [{"task": "running_sums", "split": "test"}])
+    assert ("data.evaluation.0.task", None, "running_sums") in compared(base, more).changes
 
 
 def test_fewer_steps_than_the_checkpoint_has_are_refused(base):
