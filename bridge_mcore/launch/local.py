@@ -33,18 +33,20 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def launch(count: int, arguments: list[str], threads: int) -> None:
-    """Start `count` ranks of ``python -m bridge_mcore.launch.worker ARGUMENTS`` and wait for them.
+def launch(count: int, arguments: list[str], threads: int, keep: tuple[int, ...] = ()) -> None:
+    """Start `count` ranks of ``python -m bridge_mcore.launch.worker ARGUMENTS`` and wait for them. keep: descriptors
+    that they have too.
 
     SIGTERM and Ctrl-C are passed on, so that ranks can write a checkpoint; a second one ends them within seconds, also
     where they wait for each other in vain. When one rank fails the others are ended.
     Raises BridgeError with the first failing rank's exit code.
     """
     with tempfile.TemporaryDirectory(prefix="bridge-") as directory:  # for this user only
-        _launch(count, arguments, {RENDEZVOUS: str(Path(directory) / "rendezvous"), "OMP_NUM_THREADS": str(threads)})
+        variables = {RENDEZVOUS: str(Path(directory) / "rendezvous"), "OMP_NUM_THREADS": str(threads)}
+        _launch(count, arguments, variables, keep)
 
 
-def _launch(count: int, arguments: list[str], variables: dict[str, str]) -> None:
+def _launch(count: int, arguments: list[str], variables: dict[str, str], keep: tuple[int, ...]) -> None:
     """See `launch`. variables: of the ranks' environment."""
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": str(count), **variables}
     command = [sys.executable, "-m", "bridge_mcore.launch.worker", *arguments]
@@ -53,6 +55,7 @@ def _launch(count: int, arguments: list[str], variables: dict[str, str]) -> None
             command,
             env={**environment, "RANK": str(r), "LOCAL_RANK": str(r)},
             preexec_fn=_die_with_parent,
+            pass_fds=keep,
             start_new_session=True,
         )
         for r in range(count)
@@ -126,11 +129,12 @@ def run_training(config: Config) -> None:
 
         train(config)
         return
-    with tempfile.TemporaryDirectory(prefix="bridge-") as directory:
-        path = Path(directory) / "config.yaml"
-        with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(dump_config(config, secrets=True))
-        launch(world_size(config.parallel), ["train", str(path)], config.run.threads)
+    # It has secrets: in memory it is for the ranks only, and gone with them, however they end.
+    with open(os.memfd_create("config"), "w") as file:
+        file.write(dump_config(config, secrets=True))
+        file.flush()
+        path = f"/proc/self/fd/{file.fileno()}"
+        launch(world_size(config.parallel), ["train", path], config.run.threads, keep=(file.fileno(),))
 
 
 def run_replay(options: ReplayOptions) -> None:

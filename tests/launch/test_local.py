@@ -79,7 +79,7 @@ def test_ranks_meet_in_a_private_file(tmp_path: Path, monkeypatch: pytest.Monkey
     """The launcher's ranks are told of no port; the directory is for its user only and is gone afterwards."""
     seen: list[tuple[int, str]] = []
 
-    def run(count: int, arguments: list[str], variables: dict[str, str]) -> None:
+    def run(count: int, arguments: list[str], variables: dict[str, str], keep: tuple[int, ...]) -> None:
         directory = Path(variables[RENDEZVOUS]).parent
         seen.append((stat.S_IMODE(directory.stat().st_mode), str(directory)))
 
@@ -90,21 +90,22 @@ def test_ranks_meet_in_a_private_file(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_ranks_configuration_is_private_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file that hands a configuration to the ranks has its secrets, so nobody else may read it."""
+    """What hands a configuration to the ranks has its secrets, so it is memory of theirs and no file on a disk."""
     config = load_config(
         ROOT / "examples" / "quickstart.yaml",
         ["parallel.data=2", "servers.environment=[HF_TOKEN=canary]", "servers.arguments=[--hf-token, bird]"],
     )
     read: list[Config] = []
 
-    def run(count: int, arguments: list[str], threads: int) -> None:
+    def run(count: int, arguments: list[str], threads: int, keep: tuple[int, ...]) -> None:
         path = Path(arguments[1])
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600 and stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-        read.append(load_config(path))
+        assert path == Path(f"/proc/self/fd/{keep[0]}") and os.readlink(path).startswith("/memfd:")
+        assert not os.get_inheritable(keep[0])  # only the ranks are given it
+        read.extend(load_config(path) for _ in range(2))  # each rank reads it from its beginning
 
     monkeypatch.setattr(local, "launch", run)
     local.run_training(config)
-    assert read == [config]
+    assert read == [config, config]
 
 
 def test_a_world_of_two_meets_in_the_file(tmp_path: Path) -> None:
