@@ -51,7 +51,7 @@ def livecodebench(row: Mapping[str, Any]) -> tuple[str, str]:
     metadata = row.get("metadata")
     metadata = _json(metadata, where, "metadata") if isinstance(metadata, str) else metadata
     name = metadata.get("func_name") if isinstance(metadata, Mapping) else None
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not _is_name(name):
         raise DataError(f"{where}: its metadata names no function (func_name)")
     functional = []
     for case in cases:
@@ -70,6 +70,8 @@ def humaneval(row: Mapping[str, Any]) -> tuple[str, str]:
     """A row of HumanEval (also HumanEval+ in its form): prompt, test with a `check`, entry_point."""
     where = f"HumanEval problem {row.get('task_id', '?')}"
     stub, test, name = (_text(row, key, where) for key in ("prompt", "test", "entry_point"))
+    if not _is_name(name):
+        raise DataError(f"{where}: its entry_point is no name of a function")
     gold = {"style": "function", "entry_point": name, "test": test, "prelude": stub}
     prompt = f"Complete this Python function:\n```python\n{stub.strip()}\n```\n{_FUNCTION}"
     return prompt, json.dumps(gold)
@@ -131,6 +133,10 @@ def _text(row: Mapping[str, Any], key: str, where: str) -> str:
             f"{where}: '{key}' must be text, this is {'missing' if value is None else type(value).__name__}"
         )
     return value
+
+
+def _is_name(text: str) -> bool:
+    return all(part.isidentifier() for part in text.split("."))
 
 
 def _json(text: str, where: str, what: str) -> Any:

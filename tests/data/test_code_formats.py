@@ -97,6 +97,7 @@ def test_pickles_are_never_run(value: object) -> None:
         ({"public_test_cases": "[]", "private_test_cases": ""}, "found: no tests"),
         ({"question_content": None}, "'question_content' must be text, this is missing"),
         ({**FUNCTIONAL, "metadata": "{}"}, "names no function"),
+        ({**FUNCTIONAL, "metadata": '{"func_name": "f(); g"}'}, "names no function"),
     ],
 )
 def test_bad_rows(keys: dict, message: str) -> None:
