@@ -38,7 +38,7 @@ from bridge_mcore.checkpoint.sharded import (
     write_pieces,
 )
 from bridge_mcore.checkpoint.trained import Trained, merge_states, parse_state
-from bridge_mcore.errors import BridgeError, CheckpointError
+from bridge_mcore.errors import BridgeError, CheckpointError, TrainingError
 from bridge_mcore.platform.distributed import all_arrive
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class _Writing:
     def run(self) -> None:
         try:
             self.files, self.results = write_pieces(self.temporary, self.pieces)
+        except CheckpointError as error:  # weights that are not finite: it is the run that has failed
+            self.failure = TrainingError(str(error))
         except Exception as error:  # the ranks agree on it in the main thread
             self.failure = error
         self.pieces = []

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bridge_mcore.config.json_file import shown
+from bridge_mcore.config.json_file import parse_json, read_json, shown
 from bridge_mcore.config.schema import Config
 from bridge_mcore.errors import CheckpointError, ConfigError
 from bridge_mcore.model.families.shape import ModelShape
@@ -36,6 +36,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+_LARGEST_TOKENIZER = 512 << 20  # bytes
 CHANGES_FILE = "changes.jsonl"
 _SHOWN = 8  # lines of a message about changes
 
@@ -63,15 +64,13 @@ def tokenizer_digests(directory: Path) -> dict[str, str]:
         path = Path(directory) / name
         if not path.is_file():
             continue
-        content = path.read_bytes()
         if name.endswith(".json"):
-            try:
-                read = json.loads(content)
-            except (ValueError, RecursionError) as error:
-                raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+            read = read_json(path, _LARGEST_TOKENIZER)
             if isinstance(read, dict):
                 read = {key: value for key, value in read.items() if key not in _TOKENIZER_NOISE}
             content = json.dumps(read, sort_keys=True).encode()
+        else:
+            content = path.read_bytes()
         found[name] = hashlib.sha256(content).hexdigest()
     return found
 
@@ -254,7 +253,7 @@ def _changes(path: Path) -> list[dict[str, Any]]:
     found = []
     try:
         for line in path.read_text().splitlines():
-            read = json.loads(line)
+            read = parse_json(line)
             if isinstance(read, dict) and isinstance(read.get("step"), int):
                 found.append(read)
     except (OSError, ValueError):

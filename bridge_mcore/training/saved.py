@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from bridge_mcore.config.json_file import read_json_object
 from bridge_mcore.config.replay import read_batch
 from bridge_mcore.data.sample import RL, Sample
 from bridge_mcore.errors import DataError
@@ -52,7 +53,7 @@ class SavedRollouts:
             Sample(RL, r.tokens, r.prompt_length, r.advantage or 0.0, r.behaviour_logprobs, r.temperature) for r in rows
         ]
         side = path.with_suffix(".json")
-        metrics = json.loads(side.read_text()) if side.is_file() else {}
+        metrics = read_json_object(side, kind=DataError) if side.is_file() else {}
         metrics.pop("tokens", None)
         metrics["rollout_tokens"] = sum(len(s.tokens) for s in samples)
         return Collected(samples, [], [], metrics)
