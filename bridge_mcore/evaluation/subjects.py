@@ -29,11 +29,9 @@ def read_subjects(given: Sequence[str]) -> tuple[Subject, ...]:
     subjects: list[Subject] = []
     for text in given:
         label, equals, rest = text.partition("=")
-        path = _expanded(text)
-        if equals and "/" not in label and not os.path.exists(path):  # Path.exists raises for a name too long
-            path = _expanded(rest)
-        else:
-            label = ""
+        if not (equals and "/" not in label and not os.path.exists(text)):  # Path.exists raises for a name too long
+            label, rest = "", text
+        path = typed_path(rest, "MODEL")
         if not os.path.isdir(path):
             raise ConfigError(f"MODEL {text}: {path} is no directory; give an HF checkpoint, or a run")
         label = label or _label(path)
@@ -48,10 +46,6 @@ def read_subjects(given: Sequence[str]) -> tuple[Subject, ...]:
                 f"two models are called {label}; write LABEL=DIR, for example {label}-2={subjects[-1].path}"
             )
     return tuple(subjects)
-
-
-def _expanded(text: str) -> Path:
-    return typed_path(text, "MODEL")
 
 
 def _label(path: Path) -> str:
