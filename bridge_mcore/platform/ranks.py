@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bridge_mcore.errors import ConfigError
+
 #: Memory sizes, GiB, are rounded to these steps: drivers keep some for themselves, not equally much on every node.
 _MEMORY_STEP = 8
 _GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -62,8 +64,19 @@ def own_address() -> str:
 
 
 def joined() -> bool:
-    """True in a process that torchrun (or `launch.local`) started as one rank of a world."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """True in a process that torchrun (or `launch.local`) started as one rank of a world.
+
+    Raises ConfigError where the environment says something else than numbers.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return False
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if not (value := os.environ.get(name, "0")).isdecimal():
+            raise ConfigError(
+                f"the environment variable {name} is '{value[:40]}', no number: torchrun sets it; for a run without "
+                "torchrun unset RANK and WORLD_SIZE"
+            )
+    return True
 
 
 def joined_world() -> int | None:

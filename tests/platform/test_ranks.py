@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from bridge_mcore.platform.ranks import gloo_interface, is_loopback, loopback_interface
+from bridge_mcore.errors import ConfigError
+from bridge_mcore.platform.ranks import gloo_interface, is_loopback, joined, loopback_interface
 
 NAME = "GLOO_SOCKET_IFNAME"
 
@@ -34,3 +35,13 @@ def test_groups_of_one_host_are_on_loopback_and_others_never(
 def test_addresses_of_this_host_alone() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "localhost", "::1")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "host", "127.0.0.1.example.org", "")))
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+def test_an_environment_that_is_no_worlds_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for known in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(known, "0")
+    assert joined()
+    monkeypatch.setenv(name, "two")
+    with pytest.raises(ConfigError, match=f"{name} is 'two', no number"):
+        joined()
