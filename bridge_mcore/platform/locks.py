@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bridge_mcore.errors import ConfigError
+from bridge_mcore.errors import BridgeError, ConfigError, TrainingError
 
 #: Seconds between two beats of a holder, and beats that may be missing before it is taken as dead.
 BEAT_SECONDS, MISSED_BEATS = 10.0, 6
@@ -166,6 +166,10 @@ class FileLock:
             holder = self._holder(fd) if not taken else self._living(fd)
             if holder is None:
                 holder = self._claim(fd)
+        except OSError as error:
+            self.path.unlink(missing_ok=True)  # it is ours, and says nothing
+            os.close(fd)
+            raise self._unwritten(error) from error
         except BaseException:
             os.close(fd)
             raise
@@ -174,6 +178,11 @@ class FileLock:
             return holder
         self._fd = fd
         return None
+
+    def _unwritten(self, error: OSError) -> BridgeError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return TrainingError(f"the disk is full: {self.path} was not written; free some space")
+        return ConfigError(f"{self.path} cannot be written ({error.strerror}), so {self.subject} cannot be locked")
 
     def _lock(self, fd: int) -> bool:
         """Whether the file system leaves it to us; True too where it has no locks."""

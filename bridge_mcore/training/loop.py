@@ -35,8 +35,8 @@ def train(config: Config) -> None:
     platform = setup_device(config.device, config.run.threads)
     with (
         process_groups(platform, config.parallel, config.run.seed) as layout,
+        run_lock(config),  # before stops are only asked for: a run that waits for its directory ends at once
         StopRequest() as stop,
-        run_lock(config),
     ):
         if layout.is_main:
             say(f"· {platform.describe()}")

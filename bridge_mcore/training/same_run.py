@@ -37,6 +37,7 @@ _TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 _LARGEST_TOKENIZER = 512 << 20  # bytes
+_HELD_OUT = "data.evaluation"
 CHANGES_FILE = "changes.jsonl"
 _SHOWN = 8  # lines of a message about changes
 
@@ -133,22 +134,25 @@ class SameRun:
                 for key in {**then, **now}
                 if then.get(key) != now.get(key)
             ]
-        refused += self._other_data(kept)
+        others = [*self._other_data(kept)]
+        refused += [(what, old, new) for key, what, old, new in others if not key.startswith(_HELD_OUT)]
         self._decide(refused)
+        # Nothing is trained on them: their accuracies are others from here on, which is said.
+        self.changes += [(what, old, new) for key, what, old, new in others if key.startswith(_HELD_OUT)]
 
-    def _other_data(self, now: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any, Any]]:
-        """Training sets that hold something else, and evaluation sets that do so under the same name."""
+    def _other_data(self, now: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str]]:
+        """(key, what, before, after) of sets that hold something else; evaluation sets under the same name only."""
         assert self.before is not None
         then = self.before["data"]
-        held_out = {entry["name"]: entry for key, entry in then.items() if key.startswith("data.evaluation")}
+        held_out = {entry["name"]: entry for key, entry in then.items() if key.startswith(_HELD_OUT)}
         for key in {**then, **now}:
             entry = now.get(key)
-            if key.startswith("data.evaluation"):  # one more or fewer changes nothing that was measured before
+            if key.startswith(_HELD_OUT):
                 old = None if entry is None else held_out.get(entry["name"], entry)
             else:
                 old = then.get(key)
             if (old or {}).get("sha256") != (entry or {}).get("sha256"):
-                yield f"the problems of {key}", _summary(old), _summary(entry)
+                yield key, f"the problems of {key}", _summary(old), _summary(entry)
 
     def _decide(self, refused: list[tuple[str, Any, Any]]) -> None:
         if refused and not self.allow:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge_mcore.errors import BridgeError
 from bridge_mcore.platform import locks
 from bridge_mcore.platform.locks import FileLock, Holder, LockHeld
 
@@ -212,3 +213,14 @@ def test_a_lock_that_was_given_back_beats_again(tmp_path):
         time.sleep(0.02)
     assert record(tmp_path / "lock").beat >= first + 2
     lock.release()
+
+
+@pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "the disk is full: "), (errno.EIO, "cannot be written")])
+def test_a_disk_that_does_not_take_it_is_said(tmp_path, monkeypatch, number, said):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(BridgeError, match=said):
+        FileLock(tmp_path / "lock", "it").acquire()
+    assert not any(tmp_path.iterdir())

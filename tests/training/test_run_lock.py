@@ -61,6 +61,10 @@ def test_nothing_touches_a_live_run(tmp_path):
         out = run(path, "run.resume=restart", code=2)
         assert f"is being written by process {first.pid} on " in out and "waiting" not in out
         assert "holds a run already" in run(path, code=2)
+        waiting = start(path, "run.resume=auto")
+        assert waiting.stdout is not None and "waiting up to 120 s" in waiting.stdout.readline()
+        waiting.terminate()  # it has nothing to save: it does not wait to its end first
+        assert waiting.wait(60) != 0
         assert {p: p.stat().st_mtime_ns for p in directory.rglob("*")} == before
         assert not list(tmp_path.glob("run.old*"))
     finally:

@@ -147,6 +147,28 @@ def test_fewer_steps_than_the_checkpoint_has_are_refused(base):
         compared(base, with_key(base, "training.steps", 4))
 
 
+def test_another_evaluation_set_is_said_and_another_training_set_refused(base):
+    def entry(name: str, digest: str) -> dict[str, Any]:
+        return {"name": name, "sha256": digest * 64, "problems": 5}
+
+    now = Config.model_validate(base)
+    then = {"data.rl": entry("rl", "a"), "data.evaluation.0": entry("held", "b")}
+    before = {"config": settings(now), "data": then, "tokenizer": {}, "model": {}}
+    run = SameRun(now, before, 6)
+    new = {
+        "data.rl": entry("rl", "a"),
+        "data.evaluation.0": entry("more", "d"),
+        "data.evaluation.1": entry("held", "c"),
+    }
+    run.inputs(new, {}, {})
+    assert run.changes == [
+        ("the problems of data.evaluation.1", f"5 with SHA-256 {'b' * 12}…", f"5 with SHA-256 {'c' * 12}…")
+    ]
+    for other in ({"data.rl": entry("rl", "c")}, {}, {"data.rl": entry("rl", "a"), "data.sft": entry("sft", "d")}):
+        with pytest.raises(ConfigError, match=r"the problems of data\.(rl|sft) was .*, now it is "):
+            SameRun(now, before, 6).inputs(other, {}, {})
+
+
 def test_a_tokenizer_is_known_by_its_content(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
