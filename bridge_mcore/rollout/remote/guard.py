@@ -19,6 +19,9 @@ _GRACE_S = 5.0
 _POLL_S = 0.1
 _LOOK_S = 5.0  # between looks at what the server has in /dev/shm: a kill leaves nothing to look at
 _SHARED = "/dev/shm/"
+#: How SGLang's segments are called that it does not remove when it is killed.
+_LEFT_BEHIND = "sglang_loads_"
+_SETTLED_S = 1.0  # after which whoever makes a segment has mapped it
 
 
 def _signal_when_parent_dies(number: int) -> None:
@@ -56,9 +59,22 @@ def segments(pids: list[int]) -> set[str]:
     return found
 
 
-def end_session(session: int, known: set[str]) -> None:
-    """Kill the processes of a session and remove the segments that they have, or had (`known`), in /dev/shm and that no
-    other process has."""
+def left_behind(since: float) -> set[str]:
+    """Segments that an SGLang server of this user has made after `since` (time.time()): one that dies before anybody
+    has looked at it is known by nothing else."""
+    found = set()
+    with contextlib.suppress(OSError), os.scandir(_SHARED) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                made = entry.stat()
+                if entry.name.startswith(_LEFT_BEHIND) and made.st_uid == os.getuid() and made.st_mtime >= since - 1:
+                    found.add(entry.path)
+    return found
+
+
+def end_session(session: int, known: set[str], since: float) -> None:
+    """Kill the processes of a session, which began at `since` (time.time()), and remove the segments that they have, or
+    had (`known`), in /dev/shm and that no other process has."""
     pids: set[int] = set()
     found = set(known)
     for _ in range(2):  # what one has started while the list was made is on the next
@@ -68,6 +84,9 @@ def end_session(session: int, known: set[str]) -> None:
         for pid in present:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
+    if behind := left_behind(since) - found:
+        time.sleep(_SETTLED_S)  # another server may be about to map what it has just made
+        found |= behind
     if found:
         for path in found - segments([pid for pid in _processes() if pid not in pids]):
             with contextlib.suppress(OSError):  # it has gone by itself
@@ -92,6 +111,7 @@ def main(trainer: int, command: list[str]) -> int:
         os.setsid()
     server = subprocess.Popen(command, process_group=0, preexec_fn=lambda: _signal_when_parent_dies(signal.SIGKILL))
     known: set[str] = set()
+    began = time.time()
     deadline = float("inf")
     look = time.monotonic() + _LOOK_S
     while server.poll() is None:
@@ -106,7 +126,7 @@ def main(trainer: int, command: list[str]) -> int:
         if time.monotonic() > deadline:
             server.kill()
         time.sleep(_POLL_S)
-    end_session(session, known)
+    end_session(session, known, began)
     code = server.returncode
     return code if code >= 0 else 128 - code
 

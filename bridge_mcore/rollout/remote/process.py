@@ -76,6 +76,7 @@ class ServerProcess:
         self.started = 0.0
         self._segments: set[str] = set()  # what the present attempt has in /dev/shm, as far as known
         self._is_swept = False
+        self._began = 0.0  # the present attempt, time.time()
         self._end_of_log = 0  # where the present attempt's log begins
 
     @property
@@ -113,7 +114,7 @@ class ServerProcess:
             log.write(f"\n== {time.strftime('%F %T')} {shlex.join(hide_arguments(command))}\n".encode())
             log.flush()
             self._end_of_log = log.tell()
-            self._segments, self._is_swept = set(), False
+            self._segments, self._is_swept, self._began = set(), False, time.time()
             try:
                 self.process = start_guarded(command, everything, log, self.key)
             except OSError as error:
@@ -132,7 +133,7 @@ class ServerProcess:
         code = self.process.poll()
         if code is not None and code < 0 and not self._is_swept:  # the guard was killed and could do nothing
             self._is_swept = True
-            guard.end_session(self.process.pid, self._segments)
+            guard.end_session(self.process.pid, self._segments, self._began)
         return code
 
     def ends_within(self, seconds: float) -> bool:
