@@ -44,6 +44,16 @@ def compact(number: float) -> str:
     return f"{number:.0f}" if abs(number) >= 10 else f"{number:.2g}"
 
 
+def byte_size(count: int) -> str:
+    """``676 KiB``, ``1.5 GiB``: whole bytes, or three digits of the unit that fits."""
+    size, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.3g} {unit}"
+
+
 def signed(number: float) -> str:
     """``+0.0021``; very small values in scientific notation, because a gain of 1e-6 is not zero."""
     if number != 0 and abs(number) < 5e-4:
