@@ -86,6 +86,18 @@ def undecided_text(metrics: Mapping[str, float]) -> str:
     return f"{count:.0f} of {metrics['verdicts']:.0f}" if count and "verdicts" in metrics else ""
 
 
+def signal_text(metrics: Mapping[str, float]) -> str:
+    """``2%``: a step's groups in which rewards differ, where they are so few that it matters; else empty."""
+    share = metrics.get("groups_with_signal", 1.0)
+    return f"{share:.0%}" if share <= 0.05 else ""
+
+
+def cut_text(metrics: Mapping[str, float]) -> str:
+    """``12%``: a step's answers that were cut at the longest length, where they are many; else empty."""
+    share = metrics.get("truncated", 0.0)
+    return f"{share:.0%}" if share >= 0.1 else ""
+
+
 def number(value: object) -> float | None:
     """``value`` as a finite float, or None: metrics may be missing, null or text."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
