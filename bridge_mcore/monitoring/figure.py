@@ -9,6 +9,7 @@ from typing import Any
 
 from bridge_mcore.errors import ConfigError
 from bridge_mcore.monitoring.curves import smooth, wilson
+from bridge_mcore.monitoring.labels import run_labels
 from bridge_mcore.monitoring.runs import Run, load_run
 
 # Okabe and Ito's palette: told apart with any colour vision, in print and on a bad projector.
@@ -81,7 +82,7 @@ def _draw(runs: Sequence[Run]) -> Any:
         colours = _COLOURS[:3] if single else [_COLOURS[i % len(_COLOURS)]] * 3
         _curve(axes[0], *run.series("reward"), colours[0], faint=0.25 if single else 0.10)
         _curve(axes[1], *run.series("response_length"), colours[1], faint=0.25 if single else 0.10)
-        _accuracy(axes[2], run, colours[2], single)
+        _accuracy(axes[2], run, colours[2], single, aside=i - (len(runs) - 1) / 2)
 
     last = max([1, *(run.steps for run in runs), *(s for run in runs for s in run.accuracies()[0])])
     for axis, title in zip(axes, ("Reward", "Response length", "Accuracy"), strict=True):
@@ -111,25 +112,32 @@ def _curve(axis: Any, steps: list[int], values: list[float], colour: str, faint:
     axis.plot(steps, smooth(steps, values), color=colour, linewidth=2.8, solid_capstyle="round")
 
 
-def _accuracy(axis: Any, run: Run, colour: str, single: bool) -> None:
+def _accuracy(axis: Any, run: Run, colour: str, single: bool, aside: float) -> None:
+    """aside: how far, in widths of a bar, a run's intervals stand beside its points, so that runs hide no other's."""
     steps, accuracies, problems = run.accuracies()
     if not steps:
         return
     axis.plot(steps, accuracies, color=colour, linewidth=2.2, zorder=3)
-    if single:  # the intervals of several runs would hide each other
-        known = [(s, a, *wilson(a, n)) for s, a, n in zip(steps, accuracies, problems, strict=True) if n]
-        if known:
-            x, y, low, high = zip(*known, strict=True)
-            # Wilson's interval need not hold an accuracy of exactly 0 or 1 to the last bit.
-            below = [max(a - b, 0) for a, b in zip(y, low, strict=True)]
-            above = [max(b - a, 0) for a, b in zip(y, high, strict=True)]
-            axis.errorbar(
-                x, y, yerr=[below, above], fmt="none", ecolor=colour, alpha=0.55, elinewidth=1.6, capsize=4, zorder=2
-            )
+    known = _intervals(run)
+    if not single and len(known) > _MAX_LABELS:
+        known = known[-1:]  # of many evaluations, the last is what is compared
+    if known:
+        x, y, low, high = zip(*known, strict=True)
+        # Wilson's interval need not hold an accuracy of exactly 0 or 1 to the last bit.
+        below = [max(a - b, 0) for a, b in zip(y, low, strict=True)]
+        above = [max(b - a, 0) for a, b in zip(y, high, strict=True)]
+        shifted = [step + 0.012 * aside * max(steps[-1], 1) for step in x]
+        bars = {"fmt": "none", "ecolor": colour, "alpha": 0.55, "elinewidth": 1.6, "capsize": 4, "zorder": 2}
+        axis.errorbar(shifted, y, yerr=[below, above], **bars)
     dot = {"markersize": 8, "markeredgecolor": "white", "markeredgewidth": 1.4}
     axis.plot(steps, accuracies, "o", color=colour, zorder=4, **dot)
     if single:
         _value_labels(axis, steps, accuracies, problems)
+
+
+def _intervals(run: Run) -> list[tuple[int, float, float, float]]:
+    """Step, accuracy and its 95 % interval of each evaluation whose number of problems is known."""
+    return [(s, a, *wilson(a, n)) for s, a, n in zip(*run.accuracies(), strict=True) if n]
 
 
 def _value_labels(axis: Any, steps: list[int], accuracies: list[float], problems: list[int | None]) -> None:
@@ -164,7 +172,7 @@ def _accuracy_limits(axis: Any, runs: Sequence[Run]) -> None:
     lows, highs = [], []
     for run in runs:
         for _, accuracy, n in zip(*run.accuracies(), strict=True):
-            low, high = wilson(accuracy, n) if n and len(runs) == 1 else (accuracy, accuracy)
+            low, high = wilson(accuracy, n) if n else (accuracy, accuracy)
             lows.append(min(low, accuracy))
             highs.append(max(high, accuracy))
     if not lows:
@@ -184,7 +192,7 @@ def _subtitles(axes: Any, runs: Sequence[Run]) -> None:
     numbers = {n for run in runs for n in run.accuracies()[2]}
     known = numbers.pop() if len(numbers) == 1 else None
     held_out = f"{known:,} held-out problems" if known else "held-out problems"
-    if known and len(runs) == 1:
+    if any(n for run in runs for n in run.accuracies()[2]):
         held_out += ", 95% interval"
     texts = ("step means (dots), smoothed (line)", "tokens; step means (dots), smoothed (line)", held_out)
     for axis, text in zip(axes, texts, strict=True):
@@ -218,21 +226,15 @@ def describe(run: Run) -> str:
     parts = []
     if run.total_steps and run.steps < run.total_steps:
         parts.append(f"unfinished: step {run.steps} of {run.total_steps}")
-    lams = run.series("lam")[1]
-    if lams:
+    if lams := run.lams:
         parts.append(f"λ {lams[0]:.2g}" + (f" → {lams[-1]:.2g}" if abs(lams[-1] - lams[0]) > 1e-9 else ""))
+    if run.sft_steps:
+        parts.append(f"SFT to step {run.sft_steps}, then RL")
     if run.setting("method.name") == "bridge" and run.setting("adapter.rank"):
         parts.append(f"LoRA rank {run.setting('adapter.rank')}")
     if run.setting("run.seed") is not None:
         parts.append(f"seed {run.setting('run.seed')}")
     return "   ".join(parts)
-
-
-def run_labels(runs: Sequence[Run]) -> list[str]:
-    """Short names that tell runs apart: the directory's own name, or its path where two have the same."""
-    names = [run.name for run in runs]
-    labels = [name if names.count(name) == 1 else str(run.directory) for name, run in zip(names, runs, strict=True)]
-    return [f"{label} ({run.method})" if run.method else label for label, run in zip(labels, runs, strict=True)]
 
 
 def _legend(figure: Any, runs: Sequence[Run]) -> None:
