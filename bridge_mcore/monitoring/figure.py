@@ -78,11 +78,13 @@ def _draw(runs: Sequence[Run]) -> Any:
     figure.subplots_adjust(left=_LEFT, right=_RIGHT, bottom=0.20 if legend else 0.135, top=0.76, wspace=0.17)
 
     single = len(runs) == 1
+    crowded = max((len(run.accuracies()[0]) for run in runs), default=0) > _MAX_LABELS
     for i, run in enumerate(runs):
         colours = _COLOURS[:3] if single else [_COLOURS[i % len(_COLOURS)]] * 3
         _curve(axes[0], *run.series("reward"), colours[0], faint=0.25 if single else 0.10)
         _curve(axes[1], *run.series("response_length"), colours[1], faint=0.25 if single else 0.10)
-        _accuracy(axes[2], run, colours[2], single, aside=i - (len(runs) - 1) / 2)
+        _accuracy(axes[2], run, colours[2], single)
+        _bars(axes[2], run, colours[2], 0.02 * (i - (len(runs) - 1) / 2), single or not crowded)
 
     last = max([1, *(run.steps for run in runs), *(s for run in runs for s in run.accuracies()[0])])
     for axis, title in zip(axes, ("Reward", "Response length", "Accuracy"), strict=True):
@@ -112,32 +114,32 @@ def _curve(axis: Any, steps: list[int], values: list[float], colour: str, faint:
     axis.plot(steps, smooth(steps, values), color=colour, linewidth=2.8, solid_capstyle="round")
 
 
-def _accuracy(axis: Any, run: Run, colour: str, single: bool, aside: float) -> None:
-    """aside: how far, in widths of a bar, a run's intervals stand beside its points, so that runs hide no other's."""
+def _bars(axis: Any, run: Run, colour: str, aside: float, every: bool) -> None:
+    """Intervals of a run's accuracies, `aside` (a share of its steps) of the points, so that runs hide no other's.
+
+    every: of all evaluations; else of the last alone, which is what runs are compared by.
+    """
+    found = [(s, a, *wilson(a, n)) for s, a, n in zip(*run.accuracies(), strict=True) if n]
+    if not found:
+        return
+    x, y, low, high = zip(*(found if every else found[-1:]), strict=True)
+    # Wilson's interval need not hold an accuracy of exactly 0 or 1 to the last bit.
+    below = [max(a - b, 0) for a, b in zip(y, low, strict=True)]
+    above = [max(b - a, 0) for a, b in zip(y, high, strict=True)]
+    shifted = [step + aside * x[-1] for step in x]
+    look: Any = {"fmt": "none", "ecolor": colour, "alpha": 0.55, "elinewidth": 1.6, "capsize": 4, "zorder": 2}
+    axis.errorbar(shifted, y, yerr=[below, above], **look)
+
+
+def _accuracy(axis: Any, run: Run, colour: str, single: bool) -> None:
     steps, accuracies, problems = run.accuracies()
     if not steps:
         return
     axis.plot(steps, accuracies, color=colour, linewidth=2.2, zorder=3)
-    known = _intervals(run)
-    if not single and len(known) > _MAX_LABELS:
-        known = known[-1:]  # of many evaluations, the last is what is compared
-    if known:
-        x, y, low, high = zip(*known, strict=True)
-        # Wilson's interval need not hold an accuracy of exactly 0 or 1 to the last bit.
-        below = [max(a - b, 0) for a, b in zip(y, low, strict=True)]
-        above = [max(b - a, 0) for a, b in zip(y, high, strict=True)]
-        shifted = [step + 0.012 * aside * max(steps[-1], 1) for step in x]
-        bars = {"fmt": "none", "ecolor": colour, "alpha": 0.55, "elinewidth": 1.6, "capsize": 4, "zorder": 2}
-        axis.errorbar(shifted, y, yerr=[below, above], **bars)
     dot = {"markersize": 8, "markeredgecolor": "white", "markeredgewidth": 1.4}
     axis.plot(steps, accuracies, "o", color=colour, zorder=4, **dot)
     if single:
         _value_labels(axis, steps, accuracies, problems)
-
-
-def _intervals(run: Run) -> list[tuple[int, float, float, float]]:
-    """Step, accuracy and its 95 % interval of each evaluation whose number of problems is known."""
-    return [(s, a, *wilson(a, n)) for s, a, n in zip(*run.accuracies(), strict=True) if n]
 
 
 def _value_labels(axis: Any, steps: list[int], accuracies: list[float], problems: list[int | None]) -> None:
@@ -241,7 +243,9 @@ def _legend(figure: Any, runs: Sequence[Run]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=_COLOURS[i % len(_COLOURS)], linewidth=3) for i in range(len(runs))]
-    figure.legend(handles, run_labels(runs), loc="lower center", ncols=min(len(runs), 4), frameon=False, fontsize=12)
+    stages = [f", RL from step {run.sft_steps + 1}" if run.sft_steps else "" for run in runs]
+    labels = [label + stage for label, stage in zip(run_labels(runs), stages, strict=True)]
+    figure.legend(handles, labels, loc="lower center", ncols=min(len(runs), 4), frameon=False, fontsize=12)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -17,12 +17,13 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
 
 def model_labels(runs: Sequence[Run]) -> list[str]:
     """Each run's model; different ones of the same name with as much of their paths as tells them apart."""
-    labels = [run.model for run in runs]
-    paths = [run.setting("model.path") for run in runs]
-    for i, label in enumerate(labels):
-        others = {path for path, other in zip(paths, labels, strict=True) if path and other == label} - {paths[i]}
-        if paths[i] and others:
-            labels[i] = _apart(Path(paths[i]).parts, [Path(other).parts for other in others], label.count("/") + 1)
+    models = [(run.model, run.setting("model.path")) for run in runs]
+    labels = []
+    for name, path in models:
+        others = {other for same, other in models if same == name and other} - {path}
+        if path and others:
+            name = _apart(Path(path).parts, [Path(other).parts for other in others], name.count("/") + 1)
+        labels.append(name)
     return labels
 
 

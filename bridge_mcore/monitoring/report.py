@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ _PATHS = (
 )
 
 _CAPTION = "[a, b]: 95% interval; reward, length and gain: means of up to 10 steps at the ends"
+_DIFFERENCE = (
+    "difference: of accuracy after, paired by problem [95% interval]; p: that chance alone makes it as large, adjusted "
+    "for the number of runs"
+)
 _GAIN = (
     "gain: J_RL(θ, w) - J_RL(θ̂, w), in units of the advantages (their standard deviation is 1); above 0 is good: θ, "
     "which learns from traces too, finds rewarded answers likelier than θ̂, which learns from rewards alone"
@@ -58,7 +62,9 @@ def summary_table(run_dirs: Path | Sequence[Path]) -> Table:
 def runs_table(runs: Sequence[Run], differences: Sequence[str] = ()) -> Table:
     """As :func:`summary_table`, of runs that are already read. differences: of each run's accuracy from the first's."""
     rows = summary_rows(runs, differences)
-    caption = "\n".join([_CAPTION, *([_GAIN] if any(label == "gain" for label, _ in rows) else [])])
+    labels = [label for label, _ in rows]
+    explained = [(_DIFFERENCE, any(differences)), (_GAIN, "gain" in labels)]
+    caption = "\n".join([_CAPTION, *(text for text, there in explained if there)])
     table = Table(show_header=len(runs) > 1, header_style="bold", border_style="dim", caption=Text(caption, "dim"))
     table.caption_justify = "left"
     table.add_column("", style="dim", no_wrap=True)
@@ -72,9 +78,11 @@ def runs_table(runs: Sequence[Run], differences: Sequence[str] = ()) -> Table:
 
 def summary_rows(runs: Sequence[Run], differences: Sequence[str] = ()) -> list[tuple[str, list[str]]]:
     """Label and one cell a run; rows that no run has anything for are left out."""
-    columns = [_cells(run, model) for run, model in zip(runs, model_labels(runs), strict=True)]
-    for column, difference in zip(columns, differences, strict=False):
-        column[f"after, from {run_labels(runs)[0]}"] = difference
+    to_first = f"difference to {runs[0].name}"
+    columns = [
+        _cells(run, model, {to_first: difference} if differences else {})
+        for run, model, difference in zip(runs, model_labels(runs), differences or [""] * len(runs), strict=True)
+    ]
     if len(runs) == 1:
         columns[0] |= {label: str(runs[0].directory / name) for label, name in _paths(runs[0])}
     else:
@@ -104,7 +112,7 @@ def run_text(run: Run) -> Text:
     return text
 
 
-def _cells(run: Run, model: str) -> dict[str, str]:
+def _cells(run: Run, model: str, differences: Mapping[str, str]) -> dict[str, str]:
     fact = facts(run)
     sft = fact["sft_steps"]
     rolled_out = f"  (RL, from step {sft + 1})" if sft else ""
@@ -129,6 +137,7 @@ def _cells(run: Run, model: str) -> dict[str, str]:
         "accuracy before": show("accuracy_before", lambda a: _accuracy(a, fact["problems"])),
         "accuracy after": _after(fact),
         "change": show("accuracy_change", lambda change: f"{100 * change:+.1f} points"),
+        **differences,
         "accuracy best": show("accuracy_best", lambda a: f"{percent(a)} at step {fact['accuracy_best_step']}"),
         "reward": course("reward", ".3f"),
         "response length": course("response_length", ".1f"),
