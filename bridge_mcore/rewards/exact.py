@@ -51,7 +51,7 @@ _SPELLING = [
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|textup|mathrm|mbox|operatorname|rm)\s*\{"), r"\\text{"),
-    (re.compile(r"\\text\{\s*(arcsin|arccos|arctan|sin|cos|tan|ln|log)\s*\}"), r"\\\1 "),
+    (re.compile(r"\\text\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|sec|csc|ln|log|lg|exp)\s*\}"), r"\\\1 "),
     (re.compile(r"\\text\{\s*([ei])\s*\}"), r"\1"),
     (re.compile(r"(?<!\\)\\!\s*"), ""),
     (re.compile(r"(?<=\d)\\,(?=\d{3})"), ","),
