@@ -25,11 +25,13 @@ _SET_SIGNS = frozenset([r"\cup", r"\cap", r"\setminus"])
 _SEPARATORS = frozenset([",", ";", "and", "or", r"\lor", r"\vee", r"\wedge", r"\land"])
 _MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _NUMERAL = re.compile(
-    r"(?P<sign>-?)(?:\\text\{)?(?P<digits>[0-9A-Za-z]+(?:,[0-9A-Za-z]{3})*(?:\.[0-9A-Za-z]+)?)\}?"
-    r"_(?:\{(?:\\text\{)?(?P<base>\d+|[a-z]+)\}?\}|(?P<b1>\d))",
+    r"(?P<sign>-?)(?P<round>\()?(?:\\text\{)?(?P<digits>[0-9A-Za-z]+(?:,[0-9A-Za-z]{3})*(?:\.[0-9A-Za-z]+)?)\}?(?(round)\))"
+    r"(?:_(?:\{\(?(?:\\text\{)? ?(?:base ?)?\}?(?P<base>\d+|[a-z]+)\}?\)?\}|(?P<b1>\d))"
+    r"|(?:\\text\{ ?(?:in )?| (?:in )?)base[- ]?\}?(?P<b2>\d+|[a-z]+)\}?)",
     re.ASCII,
 )
-_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"}
+_BASE_NAMES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_BASES = {name: str(base) for base, name in enumerate(_BASE_NAMES.split(), 2)}
 _CHOICE = re.compile(r"\(?(?P<letter>[A-J])(?P<end>\)?[.:)]?)(?P<content>.*)", re.DOTALL)
 _OTHER_CHOICE = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])|\b(?:or|and|not)\b")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z .'-]*")
@@ -91,7 +93,7 @@ def read(text: str, depth: int = 0, thousands: bool = True) -> Answer:
     if signs:
         return _relation(text, parts, signs, depth)
     if found := _NUMERAL.fullmatch(text):
-        base = found["base"] or found["b1"]
+        base = found["base"] or found["b1"] or found["b2"]
         base = _BASES.get(base, base)
         if base.isdigit() and any(digit.isdigit() for digit in found["digits"]) and 2 <= int(base[:4]) <= 36:
             digits = found["digits"].replace(",", "").upper().lstrip("0")
@@ -250,16 +252,25 @@ def as_region(answer: Answer) -> Answer:
 
 
 _NO_NAMES = "frac|sqrt|pi|infty|text|pm|mp|log|ln|sin|cos|tan|binom"
+_MARKED = "mathbf|boldsymbol|bm|mathcal|mathbb|mathfrak|vec|overrightarrow|hat|widehat|bar|tilde|dot|ddot"
 _NAME = re.compile(
-    rf"(?:\\overline\{{[A-Z ]+\}}|\\(?!{_NO_NAMES})[A-Za-z]+(?![A-Za-z])|[A-Za-z]|_(?:\{{[^{{}}]*\}}|\w)|'"
+    rf"(?:\\overline\{{[A-Z ]+\}}|\\(?:{_MARKED})\{{(?:\\(?:{_MARKED})\{{[A-Za-z ]+\}}|\\?[A-Za-z ]+)\}}|\\(?!{_NO_NAMES})[A-Za-z]+(?![A-Za-z])|[A-Za-z]|_(?:\{{[^{{}}]*\}}|\w)|'"
     r"|\^\{?\\prime\}?"
     r"|\((?:[A-Za-z](?:,[A-Za-z])*|-?\d+)\)|\\text\{[^{}]*\}| )+"
 )
 
 
+_MATRIX_NAME = re.compile(r"\^(?:\{(?:-1|\\?top|T|t|\\?prime|\*|\d)\}|\\top|[Tt*\d])\Z")
+
+
 def is_name(text: str) -> bool:
     """``x``, ``AB``, ``f(x)``, ``\\angle ABC``, ``m_{\\max}``, ``(x, y)``: what stands left of the = of an answer."""
     return len(text) <= 60 and _NAME.fullmatch(text) is not None and text not in ("e", "i")
+
+
+def is_matrix_name(text: str) -> bool:
+    """``A``, ``A^{-1}``, ``\\mathbf{M}^T``: what may stand left of the = of a matrix."""
+    return is_name(_MATRIX_NAME.sub("", text)) and not text[:1].islower()
 
 
 def _relation(text: str, parts: list[str], signs: list[str], depth: int) -> Answer:

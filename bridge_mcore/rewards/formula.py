@@ -254,7 +254,9 @@ class _Reader(Tokens):
         if found is None:
             raise Foreign
         self.at = found.end()
-        name = f"{ACCENTS[name]} {found[1] or found[2]}"
+        letter = found[1] or found[2]
+        # i, j and k with any mark are the unit vectors
+        name = f"unit {letter[-1]}" if letter in ("i", "j", "k") else f"{ACCENTS[name]} {letter}"
         if ARGUMENT.match(self.text, self.at):
             return self.do.function(f"{name}()", self.group("("))
         return atom(f"v:{name}")

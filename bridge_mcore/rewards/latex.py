@@ -34,8 +34,8 @@ _RARE = re.compile(
     rf"\\(?:{_NOTHING}|{_SPACE_NAMES}|{_DRESS}|mathbf|boldsymbol|bm|pmb|[hv]?phantom|[hv]space|[hm]?skip|m?kern|mskip"
     r"|textcolor|color|colorbox|fcolorbox|over|choose|textsf|texttt|textsc|textsl|textmd|emph|hbox|middle|m(?:left|right)"
     r"|nicefrac|sfrac|flatfrac|degrees?|textdegree|ang|leqq|geqq|lbrack|rbrack|dot|bar|overset|overline|label"
-    r"|[pbBvV]?matrix|begin|hline|cr|bmod|coloneqq|vcentcolon|equiv|mapsto)(?![A-Za-z])"
-    r"|\\\\\s*\Z|\A\s*\\\\|:=|\^\s*\{?\s*(?:\\text\{)?o|\.\d*\(\d|\{:\}|[\]\[]"
+    r"|[pbBvV]?matrix|begin|hline|cr|bmod|coloneqq|vcentcolon|equiv|mapsto|[ij]math|hat|vec|widehat)(?![A-Za-z])"
+    r"|\\\\\s*\Z|\A\s*\\\\|\A\s*<|:=|\^\s*\{?\s*(?:\\text\{)?o|\.\d*\(\d|\{:\}|[\]\[]"
 )
 _RULES: list[_Rule] = [
     (re.compile(r"\\label\s*\{[^{}]*\}|\\hline(?![A-Za-z])"), ""),
@@ -53,6 +53,10 @@ _RULES: list[_Rule] = [
     (re.compile(r"\\lbrack(?![A-Za-z])"), "["),
     (re.compile(r"\\rbrack(?![A-Za-z])"), "]"),
     (re.compile(r"\{:\}"), ":"),
+    (re.compile(r"\A\s*<([^<>=]+,[^<>=]+)>\s*\Z"), r"\\langle \1\\rangle"),
+    (re.compile(r"\\([ij])math(?![A-Za-z])"), r"\1"),
+    (re.compile(r"\\(?:mathbf|boldsymbol|bm|hat|vec|widehat)\s*\{\s*\\(?:mathbf|boldsymbol|bm|hat|vec|widehat)\s*\{?\s*([ijk])"
+                r"\s*\}?\s*\}"), r"\\hat{\1}"),
     (re.compile(r"\\ang\s*\{([^{}]*)\}"), r"\1^\\circ "),
     (re.compile(r"\^\s*(?:\{\s*)?\\(?:degrees?|textdegree)(?![A-Za-z])(?:\s*\})?|\\(?:degrees?|textdegree)(?![A-Za-z])"),
      r"^\\circ "),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_HINT = re.compile(r"answer|result|solution|[Aa]ns\b|forall|for (?:all|any|every|each)|\\in ?\\mathbb")
+_HINT = re.compile(r"answer|result|solution|ans\b|forall|for (?:all|any|every|each)|\\in ?\\mathbb", re.IGNORECASE)
 _LEADING = re.compile(
     r"\s*(?P<text>\\text\{)?\s*(?:(?:so|thus|hence|therefore|then),?\s+)?(?:(?:the|our|my)\s+)?(?:final\s+|correct\s+)?"
     r"(?:answer|ans|result|solution)\s*(?:\(s\))?(?:is|are|=|:|\s)+(?P<close>\s*\})?\s*",
@@ -18,12 +18,12 @@ _JOIN = r"(?:[\s,;]|\\text\{[\s,;]*\})*"
 #: k \pi with k in \mathbb{N} is less than with k in \mathbb{Z}.
 _FOR = r"\(?(?:\\text\{[\s,]*|[\s,])*(?:\\forall|for (?:all|any|every|each))[\s}]*(?:\\text\{)?\s*"
 _FOR_REALS = re.compile(
-    rf"(?P<said>.*\S){_JOIN}(?:{_FOR}(?:(?:real|value|number)s?[\s}}]*(?:of )?(?:numbers?|values?)?[\s}}]*)*"
+    rf"(?P<said>.*?\S){_JOIN}(?:{_FOR}(?:(?:real|value|number)s?[\s}}]*(?:of )?(?:numbers?|values?)?[\s}}]*)*"
     rf"(?:{_VARIABLES})?[\s}}]*(?:(?:\\in|\\text\{{ ?in ?\}}) ?{_REAL_SET})?\}}?\)?|,\s*\(?{_VARIABLES} ?\\in ?{_REAL_SET}\)?)",
     re.DOTALL,
 )
 _FOR_ANY = re.compile(
-    rf"(?P<said>[a-zA-Z]\({_VARIABLES}\)=.*\S){_JOIN}(?:{_FOR}(?:(?:real|positive|natural|rational|complex|integer|value"
+    rf"(?P<said>[a-zA-Z]\({_VARIABLES}\)=.*?\S){_JOIN}(?:{_FOR}(?:(?:real|positive|natural|rational|complex|integer|value"
     rf"|number)s?[\s}}]*)*(?:{_VARIABLES})?[\s}}]*(?:(?:\\in|\\text\{{ ?in ?\}}) ?{_SET})?\}}?\)?"
     rf"|,\s*\(?{_VARIABLES} ?\\in ?{_SET}\)?)",
     re.DOTALL,

@@ -84,6 +84,8 @@ class Comparison(Relations, Regions, Ratios):
             return self._matrices(gold, answer)
         if gold.kind == answer.kind == "numeral":
             return (gold.text, gold.label) == (answer.text, answer.label) or self._no("another number, or another base")
+        if {gold.kind, answer.kind} == {"numeral", "value"}:
+            return self._bare_binary(*((gold, answer) if gold.kind == "numeral" else (answer, gold)))
         if "time" in (gold.kind, answer.kind):
             return self._times(gold, answer)
         if "ratio" in (gold.kind, answer.kind):
@@ -101,6 +103,12 @@ class Comparison(Relations, Regions, Ratios):
         if gold.kind == "choice":
             return self.answers(read(gold.text or gold.label, 1), answer)
         return self.answers(gold, read(answer.text or answer.label, 1))
+
+    def _bare_binary(self, numeral: Answer, bare: Answer) -> bool:
+        """The base may be left out or added where the digits show it: four or more, all of them 0 and 1."""
+        if numeral.label == "2" and bare.text.lstrip("0") == numeral.text and _BINARY.fullmatch(bare.text):
+            return True
+        return self._no("a base is given on one side alone")
 
     # Lists, sets, tuples, matrices
 
@@ -165,6 +173,7 @@ class Comparison(Relations, Regions, Ratios):
         return self._all(self.answers(a, b) for x, y in rows for a, b in zip(x.items, y.items, strict=True))
 
 
+_BINARY = re.compile(r"[01]{4,}")
 _COLLECTIONS = frozenset(["list", "set", "tuple"])
 
 

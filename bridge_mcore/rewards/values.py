@@ -76,13 +76,18 @@ class Values:
         return self._formulas_equal(one.value, other.value)
 
     def _percent(self, percent: str, plain: str, gold_is_percent: bool) -> Decision:
-        """50% is 0.5; the sign may also be left out, but not where 0.5% would then be 0.5."""
+        """50% is 0.5, and without its sign 50, unless that could be meant by 0.5%.
+
+        A sign that the answer adds is read in one way: n% is n where the gold is larger than 1, else a hundredth of n.
+        """
         hundredth = f"\\frac{{{percent}}}{{100}}"
-        decision = self._formulas_equal(*((hundredth, plain) if gold_is_percent else (plain, hundredth)))
+        if not gold_is_percent:
+            size = number(plain)
+            value = self._real(plain) if size is None else size
+            return self._formulas_equal(plain, percent if value is not None and abs(value) > 1 else hundredth)
+        decision = self._formulas_equal(hundredth, plain)
         value = number(percent)
-        if decision or value is None or abs(value) <= 1:
-            return decision
-        return self._formulas_equal(*((percent, plain) if gold_is_percent else (plain, percent)))
+        return decision if decision or value is None or abs(value) <= 1 else self._formulas_equal(percent, plain)
 
     def _formulas_equal(self, gold: str, answer: str) -> Decision:
         if gold == answer:
