@@ -26,6 +26,7 @@ from bridge_mcore.evaluation.suites import Benchmark, how_answered, place
 from bridge_mcore.model.families import find_family
 from bridge_mcore.monitoring.progress import say, track
 from bridge_mcore.rewards.protocol import Attempt
+from bridge_mcore.rewards.thoughts import TAIL, opens_thought
 from bridge_mcore.rewards.verdict import Verdict
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
 from bridge_mcore.rollout.stop_text import cut_at_text, without_stop
@@ -253,7 +254,9 @@ def judged(work: Work, rollouts: Sequence[Rollout], template: PromptTemplate, ju
     rollouts = [cut_at_text(r, template.stop_texts, decode) for r in rollouts]
     texts = [without_stop(decode(r.tokens), template.stop_texts) for r in rollouts]
     attempts = [
-        Attempt(p.answer, text, p.prompt, p.id, j, len(r.tokens), r.finished)
+        Attempt(
+            p.answer, text, p.prompt, p.id, j, len(r.tokens), r.finished, opens_thought(decode(r.prompt[-TAIL:]))
+        )
         for p, text, (_, j), r in zip(problems, texts, places, rollouts, strict=True)
     ]
     for problem, attempt, verdict in zip(problems, attempts, judge(problems, attempts), strict=True):
