@@ -104,7 +104,9 @@ def _problems(data: str, limit: int | None) -> list[Problem]:
     opened = Opened("prompts.0", origin, data_source(recipe, origin), origin.name or data, {})
     items = (item for item in problems_of(opened, streaming=True) if isinstance(item, Item))
     found = islice(items, limit)
-    return [Problem(i.id, i.prompt, i.answer, next(iter(i.traces), None), i.source, i.reward) for i in found]
+    return [
+        Problem(i.id, i.prompt, i.answer, next(iter(i.traces), None), i.source, i.reward, system=i.system) for i in found
+    ]
 
 
 def preview(

@@ -13,6 +13,7 @@ from bridge_mcore.config.load import load_section, raise_problems
 from bridge_mcore.config.machine import processes_problem
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.config.outputs import directory_problem
+from bridge_mcore.config.rewards import RewardName
 from bridge_mcore.config.schema import DataSource
 from bridge_mcore.config.types import (
     Allowed,
@@ -59,7 +60,15 @@ class Origin(Section):
     format: Literal["auto", "gsm8k", "math", "fields"] = Field("auto", description="how rows are read")
     prompt_field: Name | None = Field(None, description="column of the problem; a.b is column b inside column a")
     answer_field: Name | None = Field(None, description="column of the right answer")
-    trace_fields: list[Name] = Field([], description="columns of the traces (default: found by name)")
+    trace_field: Name | None = Field(None, description="column of the trace (default: found by name)")
+    trace_fields: list[Name] = Field([], description="columns of the traces, where there are several")
+    golds: Literal["all", "any"] = Field(
+        "all", description="a row with a list of right answers: a response must give all of them, or any one of them"
+    )
+    system_messages: Literal["keep", "drop"] = Field(
+        "keep", description="system messages in lists of chat messages: part of the prompt, or left out"
+    )
+    reward: RewardName | None = Field(None, description="which reward judges its answers (default: column `reward`)")
     difficulty_field: Name | None = Field(None, description="column of the difficulty; -1, 0 and null mean unknown")
     only_field: Name | None = Field(None, description="column that `only_range` is about, such as a year")
     only_range: Range | None = Field(None, description="rows whose only_field is outside are left out and counted")
@@ -177,13 +186,19 @@ def local_path(recipe: Recipe, origin: Origin) -> Path | None:
     return recipe.files / origin.file if recipe.files is not None and origin.file is not None else None
 
 
+def trace_columns(origin: Origin) -> list[str]:
+    """The columns of traces that a source names."""
+    return origin.trace_fields or ([origin.trace_field] if origin.trace_field is not None else [])
+
+
 def data_source(recipe: Recipe, origin: Origin) -> DataSource:
     """The same source in the schema of a run's configuration."""
     path = local_path(recipe, origin)
-    keys = ("split", "format", "prompt_field", "answer_field", "limit", "bad_rows", "name")
+    keys = ("split", "format", "prompt_field", "answer_field", "limit", "bad_rows", "name", "golds", "system_messages",
+            "reward")  # fmt: skip
     shared = {key: getattr(origin, key) for key in keys}
     hub = {key: getattr(origin, key) for key in ("dataset", "dataset_config", "dataset_revision")} if not path else {}
-    trace = origin.trace_fields[0] if origin.trace_fields else None
+    trace = next(iter(trace_columns(origin)), None)
     return DataSource(path=path, trace_field=trace, **shared, **hub)
 
 
@@ -230,6 +245,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             )
         elif path is not None and path.is_file() and path.suffix not in SUFFIXES:
             yield f"{key}: {path} ends in '{path.suffix}'; choose from {', '.join(SUFFIXES)}"
+        if origin.trace_field is not None and origin.trace_fields:
+            yield f"{key}: trace_field and trace_fields say the same; give one of them"
         if (origin.only_field is None) != (origin.only_range is None):
             yield f"{key}: only_field and only_range go together"
     names = [origin.name for origin in recipe.prompts if origin.name]
