@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from bridge_mcore.config.json_file import one_line
 
@@ -19,6 +19,11 @@ class Notes(Counter[str]):
         """Count something, and remember the first case of it."""
         self[key] += count
         self.first.setdefault(key, case)
+
+    def include(self, other: Notes) -> None:
+        """Add the counts of others, whose cases come later."""
+        self.update(other)
+        self.first = {**other.first, **self.first}
 
 
 #: What is said of rows, of prompts and of traces; {n} of {all}. In the order in which it is said.
@@ -60,24 +65,41 @@ _TRACES = {
 }
 
 
-def lines(name: str, rows: Notes, encoded: Notes | None, traces: bool) -> Iterator[str]:
+#: Nothing to look into: no case of them is named.
+_PLAIN = (
+    "system_dropped",
+    "listed_golds",
+    "any_listed_golds",
+    "boxed",
+    "further_traces",
+    "system_kept",
+    "thought_opened",
+)
+
+
+def lines(name: str, rows: Notes, encoded: Mapping[str, Notes]) -> Iterator[str]:
     """What was done to a source, a line each, nothing where nothing was.
 
     Args:
         name: what the lines call it, such as data.rl.
         rows: of reading it.
-        encoded: of making tokens of it, if that was done; with `traces`, of its prompts with their traces.
+        encoded: of making tokens of it: of its "prompts", and of its "traces" (each with its prompt).
     """
     facts = {"all": rows["rows"], "traces": rows["with_trace"]}
+    traces = "traces" in encoded or rows["contradicting_traces"] + rows["unboxed"] > 0
     yield from _lines(name, rows, {**_ROWS, **(_TRACE_ROWS if traces else {})}, facts)
-    if encoded is not None:
-        facts = {"all": encoded["kept"] + encoded["cut"] + encoded["dropped"]}
-        yield from _lines(name, encoded, {**_PROMPTS, **(_TRACES if traces else {})}, facts)
+    said: set[str] = set()
+    for what, notes in encoded.items():
+        facts = {"all": notes["kept"] + notes["cut"] + notes["dropped"]}
+        texts = {**_PROMPTS, **_TRACES} if what == "traces" else _PROMPTS
+        made = list(_lines(name, notes, texts, facts))
+        yield from (line for line in made if line not in said)  # the same prompts, alone and before their traces
+        said.update(made)
 
 
 def _lines(name: str, notes: Notes, texts: dict[str, str], facts: dict[str, int]) -> Iterator[str]:
     for key, text in texts.items():
         if notes[key]:
-            first = one_line(notes.first.get(key, ""), 200)
+            first = "" if key in _PLAIN else one_line(notes.first.get(key, ""), 200)
             said = text.format_map(Counter({**notes, **facts, "n": notes[key]}))
             yield f"· {name}: {said}" + (f"; the first: {first}" if first else "")
