@@ -44,7 +44,7 @@ def prepare(
       bridge-mcore data prepare paper files=DATA traces.path=DATA/deepmath output=data/paper
       bridge-mcore data prepare mine.yaml limit.length=4096 tokenizer=MODEL template=qwen-boxed
     """
-    from bridge_mcore.data.prepare.recipe import Recipe, built_in, built_in_path, load_recipe
+    from bridge_mcore.data.prepare.recipe import Recipe, built_in, built_in_path, from_hub, load_recipe
 
     if keys:
         from bridge_mcore.config.keys import key_help
@@ -57,6 +57,8 @@ def prepare(
                 say(f"{name:10} {file.readline().lstrip('# ').strip()}")
         return
     loaded = load_recipe(recipe, overrides or [])
+    for line in from_hub(loaded) if not as_json else ():
+        say(line)
 
     from bridge_mcore.data.prepare.output import REPORT, write_prepared
     from bridge_mcore.data.prepare.report import coverage_table, statistics_table
@@ -94,7 +96,7 @@ def preview(
         list[str] | None,
         typer.Argument(
             metavar="[PART] [KEY=VALUE]...",
-            help="Of a configuration: data.rl, data.sft, data.evaluation or data.evaluation.N alone, and keys to change.",
+            help="Of a configuration: data.rl, data.sft, data.evaluation or data.evaluation.N alone; keys to change.",
         ),
     ] = None,
     model: Annotated[

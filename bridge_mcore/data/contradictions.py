@@ -51,13 +51,9 @@ def _note_golds(found: Iterable[tuple[Notes, Problem]], judge: JudgeAll) -> None
     verdicts = judge([a.reward for a, _ in both], [Attempt(a.answer, f"\\boxed{{{_given(b)}}}") for a, b in both])
     fine = [verdict.verdict != "incorrect" for verdict in verdicts]
     same = {id(other) for (_, other), *said in zip(compared, fine[::2], fine[1::2], strict=True) if any(said)}
-    told: set[tuple[str, str | None, str]] = set()
     for first, notes, problem in pairs:
-        question = problem.prompt, problem.system, problem.reward
-        if id(problem) in same or question in told:
-            continue
-        told.add(question)
-        notes.add("two_golds", f"{problem}: {_short(first.answer)} and {_short(problem.answer)}")
+        if id(problem) not in same:
+            notes.add("two_golds", f"{problem}: {_short(first.answer)} and {_short(problem.answer)}")
 
 
 def _note_traces(learned: Iterable[tuple[Notes, Problem]], judge: JudgeAll) -> None:

@@ -33,7 +33,7 @@ _ROWS = {
     "system_dropped": "{n} system messages were left out (system_messages: drop)",
     "listed_golds": "{n} of {all} rows have a list of right answers, and a response must give all of them (golds: all)",
     "any_listed_golds": "{n} of {all} rows have a list of right answers, and any one of them is right (golds: any)",
-    "two_golds": "{n} questions stand there with different right answers",
+    "two_golds": "{n} of {all} rows ask what another row asks, with another right answer",
 }
 _TRACE_ROWS = {
     "boxed": "{n} of {traces} traces got a box with their row's answer at the end, for the reward reads boxes "

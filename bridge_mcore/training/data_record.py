@@ -19,7 +19,7 @@ from bridge_mcore.errors import DataError
 
 DATA_FILE = "data.json"
 _CONTRADICTIONS = {
-    "two_golds": "questions with different right answers",
+    "two_golds": "rows that ask what another row asks, with another right answer",
     "contradicting_traces": "traces that end in another answer than their row's",
 }
 

@@ -180,10 +180,22 @@ def origins(recipe: Recipe) -> Iterator[tuple[str, Origin]]:
 
 
 def local_path(recipe: Recipe, origin: Origin) -> Path | None:
-    """The file or directory that a source is read from, None for the hub."""
+    """The file or directory that a source is read from, None for the hub: what `files` lacks comes from there."""
     if origin.path is not None:
         return origin.path
-    return recipe.files / origin.file if recipe.files is not None and origin.file is not None else None
+    if recipe.files is None or origin.file is None:
+        return None
+    path = recipe.files / origin.file
+    return path if path.exists() or origin.dataset is None else None
+
+
+def from_hub(recipe: Recipe) -> list[str]:
+    """What a recipe reads from the hub although `files` is given, a line each."""
+    return [
+        f"· {origin.name or key}: {recipe.files} holds no {origin.file}; it is read from the hub ({origin.dataset})"
+        for key, origin in origins(recipe)
+        if recipe.files is not None and origin.file is not None and local_path(recipe, origin) is None
+    ]
 
 
 def trace_columns(origin: Origin) -> list[str]:
@@ -236,9 +248,18 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield "prompts is empty: name at least one source of problems with answers"
     for key, origin in origins(recipe):
         path = local_path(recipe, origin)
-        if path is None and origin.dataset is None:
-            about = f". It is {origin.about}" if origin.about else ""
-            yield f"{key}: give {key}.path (a file or directory) or {key}.dataset (a hub id){about}"
+        by_hand = origin.path is None and origin.dataset is None and origin.file is not None
+        if by_hand and not (path is not None and path.exists()):
+            # In the recipe's own words; all of them at once, and before anything is fetched.
+            folder = recipe.files or "DIR"
+            yield (
+                f"{origin.name or key}: its file is to be fetched by hand: {origin.about or origin.file}. Put it at "
+                f"{folder}/{origin.file}"
+                + ("" if recipe.files else " in any directory DIR and add files=DIR")
+                + "; what else is not there comes from the hub"
+            )
+        elif path is None and origin.dataset is None:
+            yield f"{key}: give {key}.path (a file or directory) or {key}.dataset (a hub id)"
         elif path is not None and not path.exists():
             yield f"{key}: {path} does not exist (in {Path.cwd()})" + (
                 f"; it is {origin.about}" if origin.about else ""
@@ -249,6 +270,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             yield f"{key}: trace_field and trace_fields say the same; give one of them"
         if (origin.only_field is None) != (origin.only_range is None):
             yield f"{key}: only_field and only_range go together"
+    if recipe.files is not None and not recipe.files.is_dir():
+        yield f"files = {recipe.files} is no directory (in {Path.cwd()})"
     names = [origin.name for origin in recipe.prompts if origin.name]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"prompts: two sources are called {name}; reports could not tell them apart"
