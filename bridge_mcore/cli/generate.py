@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bridge_mcore.cli.options import HOTTEST, MOST_COUNT, MOST_TOKENS, user_path
+from bridge_mcore.cli.options import HOTTEST, MOST_COUNT, MOST_TOKENS, announce, user_path
 from bridge_mcore.config.types import Device, Template
 from bridge_mcore.errors import ConfigError
 
@@ -73,6 +73,7 @@ def generate(
         model, _text(prompt), template, max_new_tokens, temperature, top_p, samples, seed, device, adapter
     )
 
+    announce(f"loading {model}")
     from bridge_mcore.rollout.command import run_generate
 
     run_generate(options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from bridge_mcore.data.stops import load_tokenizer, stop_token_ids
 from bridge_mcore.data.templates import PromptTemplate
 from bridge_mcore.errors import CheckpointError, ConfigError, DataError
 from bridge_mcore.evaluation.answerer import Answerer, open_answerer
+from bridge_mcore.evaluation.files import SETTINGS_FILE, write_json
 from bridge_mcore.evaluation.options import EvaluationOptions
 from bridge_mcore.evaluation.records import Record, RecordFile, record_of
 from bridge_mcore.evaluation.suites import Benchmark, how_answered, place
@@ -31,7 +31,6 @@ from bridge_mcore.rewards.verdict import Verdict
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
 from bridge_mcore.rollout.stop_text import cut_at_text, without_stop
 
-SETTINGS_FILE = "settings.json"
 #: Samples of one problem are so many numbers apart: more problems or more samples leave the others' draws as they are.
 _KEYS = 1 << 20
 #: (problems, attempts) -> verdicts
@@ -160,14 +159,6 @@ def check_settings(directory: Path, found: dict[str, Any], restart: bool) -> Non
     elif records.is_dir() and any(records.iterdir()):
         raise ConfigError(f"{records} holds answers, but how they came about is lost ({path}); give --restart")
     write_json(path, found)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file that is whole at any time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
 
 
 def _differences(old: dict[str, Any], found: dict[str, Any]) -> list[str]:
