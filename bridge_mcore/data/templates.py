@@ -27,6 +27,9 @@ QWEN_SYSTEM = "You are a helpful assistant."
 _CHATML = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
 _ABEL = "Question:\n{question}\nAnswer:\nLet's think step by step.\n"
 _PROBE = "bridge mcore probe"
+#: Texts at which an answer is over though no end token came: a base model goes on with the next question. ChatML and
+#: chat templates end their turns with a token.
+STOP_TEXTS = {"abel": ("\nQuestion:",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +125,8 @@ class PromptTemplate:
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
-        """Texts at which an answer is over though no end token came: a base model goes on with the next question.
-
-        Only the plain-text form abel has one; ChatML and chat templates end their turns with a token.
-        """
-        return ("\nQuestion:",) if self.name == "abel" else ()
+        """Those of STOP_TEXTS that are this template's."""
+        return STOP_TEXTS.get(self.name, ())
 
     @property
     def stop_tokens(self) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bridge_mcore.config.schema import Config
+from bridge_mcore.data.templates import STOP_TEXTS
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.model.families.base import ModelShape
 from bridge_mcore.model.lora import LoRAShape
@@ -67,7 +68,8 @@ class EngineRoom:
             lora_rank=live.rank if live else 0, lora_targets=live.projections if live else (),
             memory_fraction=servers.memory_fraction, colocated=self.colocated,
             temperature=config.rollout.temperature, top_p=config.rollout.top_p, top_k=config.rollout.top_k,
-            seed=config.run.seed, arguments=tuple(servers.arguments),
+            seed=config.run.seed, reads_text=bool(STOP_TEXTS.get(config.data.template)),
+            arguments=tuple(servers.arguments),
         )  # fmt: skip
         logs = config.run.directory / "servers"
         self.fleets = [
@@ -118,8 +120,11 @@ class EngineRoom:
             )
         return chosen
 
-    def open(self, source: Source, probe: Probe) -> list[RemoteEngine]:
-        """Engines of π(θ, w) and, with servers of its own, of π(θ̂, w), when their servers are ready."""
+    def open(
+        self, source: Source, probe: Probe, decode: Callable[[Sequence[int]], str] | None = None
+    ) -> list[RemoteEngine]:
+        """Engines of π(θ, w) and, with servers of its own, of π(θ̂, w), when their servers are ready. decode: token ids
+        to text, as answers are read."""
         config, servers = self.config, self.config.servers
         for fleet in self.fleets:
             fleet.wait()
@@ -153,6 +158,7 @@ class EngineRoom:
                 dispatcher = Dispatcher(
                     self.http, self.dialect, asked, bound, self.shape.vocab_size,
                     config.run.directory / "failed_requests", f"r{self.layout.rank}.{index}",
+                    decode if self.options.reads_text and fleet.reads_text() else None,
                 )  # fmt: skip
             staleness = _STALENESS.get(config.rollout.schedule, config.training.steps)
             engine = RemoteEngine(

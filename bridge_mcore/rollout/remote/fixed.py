@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -97,6 +97,7 @@ def serve(
     vocab_size: int,
     sampling: SamplingParams,
     directory: Path,
+    decode: Callable[[Sequence[int]], str] | None = None,
 ) -> Iterator[FixedEngine]:
     """Servers of an HF checkpoint, started or (servers.mode external) found, and ended with the context.
 
@@ -104,6 +105,7 @@ def serve(
         context: tokens of prompt and response.
         sampling: of the answers; vLLM is told its temperature at the start.
         directory: of logs and of requests that fail.
+        decode: token ids to text, as answers are read.
     Raises:
         TrainingError: with a server's last words, if one does not start.
     """
@@ -116,7 +118,7 @@ def serve(
             model=model.absolute(), dtype=dtype, device=platform.kind, host="", port=0, tensor=servers.tensor,
             context=context + dialect.reserve, in_flight=servers.in_flight, memory_fraction=servers.memory_fraction,
             temperature=sampling.temperature or 1.0, top_p=sampling.top_p, top_k=sampling.top_k, seed=sampling.seed,
-            arguments=tuple(servers.arguments),
+            reads_text=bool(sampling.stop_texts), arguments=tuple(servers.arguments),
         )  # fmt: skip
         fleet = Fleet(
             http, dialect, control, servers, options, directory / "servers", urls=servers.urls, count=servers.count
@@ -127,7 +129,8 @@ def serve(
                 fleet.wait()
             limits = Limits(servers.in_flight, servers.request_seconds, servers.health_seconds, servers.retries)
             dispatcher = Dispatcher(
-                http, dialect, fleet.urls, limits, vocab_size, directory / "failed_requests", "eval"
+                http, dialect, fleet.urls, limits, vocab_size, directory / "failed_requests", "eval",
+                decode if sampling.stop_texts and fleet.reads_text() else None,
             )  # fmt: skip
             probe = SamplingParams(1, sampling.temperature, sampling.top_p)
             found = FixedEngine(http, dialect, fleet, dispatcher, context, probe)

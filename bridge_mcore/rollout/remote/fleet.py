@@ -168,6 +168,23 @@ class Fleet:
         known = server.diagnosis()
         return f"{what}{': ' + known if known else ''}; the end of its log, {server.log}:\n{server.last_lines()}"
 
+    def reads_text(self) -> bool:
+        """Whether all servers can see a text that ends an answer; the main rank says which cannot. Not collective."""
+        deaf = []
+        for url in self.urls:
+            try:
+                if self.http.run(self.dialect.reads_text(self.http, url, 60.0)):
+                    continue
+            except (ServerLost, ServerRefused):  # one that does not say; what it cannot do could end it
+                pass
+            deaf.append(url)
+        if deaf and self.control.is_main:
+            say(
+                f"· {', '.join(deaf)}: without a tokenizer no stop text ends an answer there; answers are generated to "
+                "max_new_tokens and cut afterwards (start SGLang without --skip-tokenizer-init)"
+            )
+        return not deaf
+
     def dead(self) -> dict[str, str]:
         """This rank's servers that have ended, and how. Not collective."""
         return {url: s.describe_exit() for url, s in self.owned.items() if s.exit_code() is not None}

@@ -105,11 +105,16 @@ class VLLM:
             "sampling_params": {
                 "max_tokens": params.max_new_tokens, "temperature": params.temperature, "top_p": params.top_p,
                 "top_k": params.top_k, "seed": request_seed(params.seed, request.key), "n": 1, "logprobs": 0,
-                "stop_token_ids": list(params.stop_token_ids), "ignore_eos": True, "detokenize": False,
+                "stop_token_ids": list(params.stop_token_ids), "ignore_eos": True,
+                "stop": list(params.stop_texts), "detokenize": bool(params.stop_texts),
             },
         }  # fmt: skip
         raw = await http.post(f"{url}/inference/v1/generate", body, seconds=seconds)
         return raw, _parse(raw)
+
+    async def reads_text(self, http: Http, url: str, seconds: float) -> bool:
+        """See Dialect.reads_text. Not asked: a server that was started without a tokenizer refuses stop texts."""
+        return True
 
     async def abort(self, http: Http, url: str, rid: str) -> None:
         """See Dialect.abort."""
