@@ -49,10 +49,11 @@ class _Embedded:
         size = int(min(max(self._budget // (self._token_bytes * longest), 1), _BATCH))
         self.engine.batch_size = size
         batches = (requests[start : start + size] for start in range(0, len(requests), size))
-        return gathered(list(done.values()) for batch in batches for done in self.engine.stream(batch, params))
+        blocks = (list(done.values()) for batch in batches for done in self.engine.stream(batch, params))
+        return gathered(blocks, _GATHER_S)
 
 
-def gathered(blocks: Iterable[list[Rollout]], seconds: float = _GATHER_S) -> Iterator[list[Rollout]]:
+def gathered(blocks: Iterable[list[Rollout]], seconds: float) -> Iterator[list[Rollout]]:
     """Blocks, of which many may be empty, as fewer ones: what comes within some seconds is one.
 
     At least as long as the last one was worked on: what is judged together takes less time.

@@ -207,8 +207,8 @@ class _Ahead(Synchronous):
 class OneStepOff(_Ahead):
     """The next step's batch is generated while this one trains: its weights are one version old.
 
-    After an evaluation two batches are under way: the next step's, complete, and the one after it, which is asked beside
-    the evaluation, of the same weights that it would be asked of when the next step begins.
+    After an evaluation two batches are under way: the next step's, complete, and the one after it, which is asked
+    beside the evaluation, of the same weights that it would be asked of when the next step begins.
     """
 
     @property
