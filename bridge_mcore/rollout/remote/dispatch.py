@@ -248,8 +248,8 @@ class Dispatcher:
                 if isinstance(error, ServerRefused) and error.status < 500:
                     return True  # it lives; SGLang's router does not know every path
                 reason = str(error)
-                if "Connect call failed" in reason or "Cannot connect" in reason:
-                    break  # nobody listens
+                if isinstance(error, ServerLost) and error.how == "dead":
+                    break
             await asyncio.sleep(0.2)
         await self._lose(url, reason)
         return False

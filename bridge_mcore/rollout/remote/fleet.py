@@ -21,6 +21,8 @@ from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
 from bridge_mcore.rollout.remote.process import Key, ServerProcess
 
 _SAY_EVERY_S = 15.0
+#: A guard whose server has died has so long to clear up and to end; then it is known how the server died.
+_CLEARING_S = 15.0
 
 
 class EngineLost(RunStopped):
@@ -262,7 +264,8 @@ class Fleet:
         try:
             return None, self.http.run(self.dialect.label(self.http, url, self.settings.health_seconds))
         except (ServerLost, ServerRefused) as error:
-            if server is not None and server.ends_within(1.0):
+            was_broken = isinstance(error, ServerLost) and error.how != "silent"
+            if server is not None and server.ends_within(_CLEARING_S if was_broken else 1.0):
                 return server.describe_exit(), None
             return f"{self._name(url)} does not answer ({error})", None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from bridge_mcore.config.schema import Parallel
 from bridge_mcore.data.stops import load_tokenizer
 from bridge_mcore.data.tokenizer import task_tokenizer, task_vocabulary
 from bridge_mcore.errors import TrainingError
+from bridge_mcore.rollout.command import run_generate
 from bridge_mcore.rollout.embedded import EmbeddedEngine
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
 from bridge_mcore.rollout.inference import load_chunks
+from bridge_mcore.rollout.options import GenerateOptions
 from bridge_mcore.rollout.remote.fixed import serve
 from bridge_mcore.rollout.stop_text import cut_at_text
 from tests.models import save_tiny
@@ -39,11 +42,13 @@ def some_stops(rng: random.Random, answers: list[Rollout], decode) -> tuple[str,
 
 
 @pytest.mark.parametrize("name", ["sglang", pytest.param("vllm", marks=pytest.mark.slow)])
-def test_a_served_checkpoint_answers_as_the_embedded_engine_does(world, tmp_path: Path, seed: int, name: str) -> None:
+def test_a_served_checkpoint_answers_as_the_embedded_engine_does(
+    world, tmp_path: Path, seed: int, name: str, monkeypatch, capsys
+) -> None:
     """Also where texts end answers, which the servers do not go on with; also if one is killed, or its core alone."""
     rng = random.Random(seed)
     vocabulary = len(task_vocabulary())
-    save_tiny("llama", tmp_path / "model", seed=seed % 1000, vocab=vocabulary)
+    save_tiny("qwen2", tmp_path / "model", seed=seed % 1000, vocab=vocabulary)
     task_tokenizer("running_sums").save_pretrained(tmp_path / "model")
     tokenizer = load_tokenizer(tmp_path / "model", vocabulary)
 
@@ -82,7 +87,22 @@ def test_a_served_checkpoint_answers_as_the_embedded_engine_does(world, tmp_path
             assert abs(rollout.logprobs - wanted[key].logprobs).max() < 1e-4
         # The same keys again: nothing of the first call is left over.
         assert sum(len(block) for block in engine.stream(requests[:5], params)) == 5
-        # Somebody gives the server other weights in the middle of an evaluation.
+        # `bridge-mcore generate` prints what the embedded engine prints.
+        monkeypatch.setattr("bridge_mcore.rollout.command.process_groups", lambda *_, **__: nullcontext())
+        monkeypatch.setenv("THE_KEY", engine.http.key)
+        capsys.readouterr()
+        asked = GenerateOptions(tmp_path / "model", "Q:a3b2c1A:", "plain", 30)
+        run_generate(asked)
+        embedded = capsys.readouterr().out
+        there = Servers(mode="external", urls=[server.url], key_environment="THE_KEY")
+        run_generate(replace(asked, engine=name, servers=there))
+        assert embedded.strip() and capsys.readouterr().out == embedded
+        # Somebody gives the server other weights in the middle of an evaluation: under the same name, and another one.
+        save_tiny("qwen2", tmp_path / "other", seed=seed % 1000 + 1, vocab=vocabulary)
+        label = engine.labels[server.url]
+        engine.http.run(engine.dialect.load_directory(engine.http, server.url, tmp_path / "other", label, 60))
+        with pytest.raises(TrainingError, match="has been given other weights since its first answer"):
+            list(engine.stream(requests[:5], params))
         engine.http.run(engine.dialect.set_label(engine.http, server.url, "other", 30))
         with pytest.raises(TrainingError, match="came back with other weights"):
             list(engine.stream(requests[:5], params))
