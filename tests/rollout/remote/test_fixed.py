@@ -34,8 +34,7 @@ GREEDY = SamplingParams(24, 0.0, 1.0, (1,))  # 1: <eos>, at which a server with 
 def some_stops(rng: random.Random, answers: list[Rollout], decode) -> tuple[str, ...]:
     """Texts that stand in some answers, begin and end anywhere in a token, and are not there at once."""
     found = []
-    for rollout in rng.sample([r for r in answers if len(r.tokens) > 12], 3):
-        text = decode(rollout.tokens)
+    for text in sorted({decode(r.tokens) for r in answers}, key=len)[-3:]:
         start = rng.randrange(len(text) // 3, len(text) // 2)
         found.append(text[start : start + rng.randint(2, 5)])
     return tuple(found)
