@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bridge_mcore.checkpoint.atomic import atomic_directory
+from bridge_mcore.config.expected import settings_digest
 from bridge_mcore.config.schema import Config
 from bridge_mcore.evaluation.evaluate import EvaluationResult, evaluate
 from bridge_mcore.evaluation.records import write_records
+from bridge_mcore.monitoring.expectation import expectation
 from bridge_mcore.monitoring.metrics import MetricsWriter
 from bridge_mcore.monitoring.progress import Progress, phase, say
 
@@ -35,6 +37,7 @@ class Course:
         self.before_s = 0.0  # seconds of the attempts that this one resumes
         self.accuracies: list[tuple[int, float]] = []
         self.answers: dict[str, list[dict[str, Any]]] = {}
+        self.problems = 0  # of the last evaluation that counts
         self._writer: MetricsWriter | None = None
         self._progress: Progress | None = None
 
@@ -86,6 +89,7 @@ class Course:
         counts = any(held.every is None for held in sets.values()) or len(sets) == len(session.evaluation)
         if counts and result.accuracy is not None:
             self.accuracies.append((step, result.accuracy))
+            self.problems = result.counted
         if due is None:
             shown = shown_answers(result, session.config.evaluation.samples)
             self.answers["before" if step == 0 else "after"] = shown
@@ -173,6 +177,7 @@ def finish(session: Session, course: Course) -> None:
         "accuracies": course.accuracies,
         "seconds": round(course.seconds(), 1),
         "seed": config.run.seed,
+        "settings": settings_digest(config),
         "model": str(session.source),
         **{f"export_{name}": str(path) for name, path in written.items()},
     }
@@ -188,3 +193,5 @@ def finish(session: Session, course: Course) -> None:
     from bridge_mcore.monitoring.report import summary_table
 
     Console().print(summary_table(config.run.directory))
+    if (line := expectation(config, accuracies.get(total), course.problems)) is not None:
+        say(line)
