@@ -24,7 +24,7 @@ class Expected(Section):
     accuracy: Annotated[tuple[Fraction, Fraction], Allowed("[lowest, highest], each from 0 to 1")] = Field(
         description="smallest and largest accuracy measured after the last step"
     )
-    measured: Text = Field(description="what was measured: how many runs, seeds, processors")
+    measured: Text = Field(description="how many runs were measured, and which: it follows the words 'measured over'")
     settings: Annotated[str, Field(pattern=f"^[0-9a-f]{{{_DIGITS}}}$"), Allowed(f"{_DIGITS} hexadecimal digits")] = (
         Field(description="digest of the measured runs' settings (settings in their summary.json), whatever the seed")
     )
