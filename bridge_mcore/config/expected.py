@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -12,7 +12,7 @@ from bridge_mcore.config.types import Allowed, Fraction, Section, Text
 
 _DIGITS = 12
 #: Sections that say where and how a run works, not what it trains; and keys of `evaluation` that only watch.
-_BESIDE = {
+_BESIDE: dict[str, Any] = {
     "run": True, "slots": True, "checkpoint": True, "monitoring": True, "debug": True, "expected": True,
     "evaluation": {"every", "before", "samples"},
 }  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bridge_mcore.config.expected import settings_digest
 from bridge_mcore.config.schema import Config
 from bridge_mcore.monitoring.curves import wilson
-from bridge_mcore.monitoring.text import visible
 
 
 def expectation(config: Config, accuracy: float | None, problems: int) -> str | None:
@@ -16,7 +15,7 @@ def expectation(config: Config, accuracy: float | None, problems: int) -> str | 
     if expected is None or accuracy is None or not problems or settings_digest(config) != expected.settings:
         return None
     low, high = expected.accuracy
-    known = f"the range {100 * low:.1f} to {100 * high:.1f} % measured over {visible(expected.measured)}"
+    known = f"the range {100 * low:.1f} to {100 * high:.1f} % measured over {expected.measured}"
     if accuracy > high:
         verdict = f"above {known}"
     elif accuracy >= low:
