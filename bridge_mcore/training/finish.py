@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bridge_mcore.checkpoint.atomic import atomic_directory
+from bridge_mcore.config.expected import settings_digest
 from bridge_mcore.config.schema import Config
 from bridge_mcore.evaluation.evaluate import EvaluationResult, evaluate
 from bridge_mcore.evaluation.records import write_records
+from bridge_mcore.monitoring.expectation import expectation
 from bridge_mcore.monitoring.learning import LearningWatch, remarks_after, remarks_before
 from bridge_mcore.monitoring.metrics import MetricsWriter, read_metrics
 from bridge_mcore.monitoring.progress import Progress, phase, say
@@ -36,6 +38,7 @@ class Course:
         self.before_s = 0.0  # seconds of the attempts that this one resumes
         self.accuracies: list[tuple[int, float]] = []
         self.answers: dict[str, list[dict[str, Any]]] = {}
+        self.problems = 0  # of the last evaluation that counts
         self._writer: MetricsWriter | None = None
         self._progress: Progress | None = None
         self._watch: LearningWatch | None = None
@@ -93,6 +96,7 @@ class Course:
         counts = any(held.every is None for held in sets.values()) or len(sets) == len(session.evaluation)
         if counts and result.accuracy is not None:
             self.accuracies.append((step, result.accuracy))
+            self.problems = result.counted
         if due is None:
             shown = shown_answers(result, session.config.evaluation.samples)
             self.answers["before" if step == 0 else "after"] = shown
@@ -181,6 +185,7 @@ def finish(session: Session, course: Course) -> None:
         "accuracies": course.accuracies,
         "seconds": round(course.seconds(), 1),
         "seed": config.run.seed,
+        "settings": settings_digest(config),
         "model": str(session.source),
         "remarks": remarks,
         **{f"export_{name}": str(path) for name, path in written.items()},
@@ -199,3 +204,5 @@ def finish(session: Session, course: Course) -> None:
     Console().print(summary_table(config.run.directory))
     for remark in remarks:
         say(f"warning: {remark}")
+    if (line := expectation(config, accuracies.get(total), course.problems)) is not None:
+        say(line)

@@ -26,7 +26,7 @@ adapter: {rank: 4}
 objective: {kl_coefficient: 0.01}
 optimizer: {alpha: 1e-3, beta: 2e-3}
 training: {steps: 8, prompts_per_step: 4, traces_per_step: 3}
-rollout: {samples_per_prompt: 4, max_new_tokens: 12}
+rollout: {samples_per_prompt: 4, max_new_tokens: 20}
 data:
   template: plain
   rl: {task: running_sums, size: 37, difficulty: [2, 3]}
@@ -80,7 +80,7 @@ def test_what_is_evaluated_is_bounded_by_the_model_alone_and_not_trained_on(tmp_
     """The paper trains at 3k tokens and evaluates at 8k; a run that evaluates nothing reads no evaluation set."""
     untrained = {"warm_start: {steps: 80": "warm_start: {steps: 0"}
     long = untrained | {
-        "max_new_tokens: 12}": "max_new_tokens: 12}\nmethod: {name: sft}",
+        "max_new_tokens: 20}": "max_new_tokens: 20}\nmethod: {name: sft}",
         "steps: 8,": "steps: 1, max_length: 40,",
     }
     config = config_for(tmp_path / "long", tmp_path, **long, **{"{every: 3}": "{before: false, max_new_tokens: 48}"})
@@ -219,7 +219,7 @@ def test_a_saved_case_repeats_the_step_of_the_run(tmp_path):
     directory = tmp_path / "run"
     text = config_for(directory, tmp_path).read_text()
     text = text.replace("optimizer: {", "optimizer: {name: sgd, ").replace(
-        "max_new_tokens: 12", "max_new_tokens: 12, temperature: 0.7"
+        "max_new_tokens: 20", "max_new_tokens: 20, temperature: 0.7"
     )
     path = tmp_path / "case.yaml"
     path.write_text(text + "debug: {save_case_every: 3}\n")
