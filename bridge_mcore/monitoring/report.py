@@ -32,8 +32,8 @@ _DIFFERENCE = (
     "for the number of runs"
 )
 _GAIN = (
-    "gain: J_RL(θ, w) - J_RL(θ̂, w), in units of the advantages (their standard deviation is 1); above 0 is good: θ, "
-    "which learns from traces too, finds rewarded answers likelier than θ̂, which learns from rewards alone"
+    "gain: J_RL(θ, w) - J_RL(θ̂, w), in units of the advantages; above 0 is good: having learnt from traces too, θ finds "
+    "rewarded answers likelier than θ̂"
 )
 
 #: Curves of the text report: metric, label, how its ends are written.
