@@ -188,7 +188,7 @@ def scores(
     directories: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR...", help="What `bridge-mcore eval` wrote: of a model, or of several.", callback=user_path
+            metavar="DIR...", help="What `bridge-mcore eval` wrote, or a run directory.", callback=user_path
         ),
     ],
     form: Annotated[
@@ -206,13 +206,16 @@ def scores(
 ) -> None:
     """Show evaluations that were made before, and compare them with the first.
 
+    Of a run directory it shows the newest evaluation of each set.
+
     \b
-    Example:
+    Examples:
+      bridge-mcore scores runs/bridge runs/cold_start --show-failures 3
       bridge-mcore scores evaluations/paper/base evaluations/paper/bridge --format markdown
     """
     for directory in directories:
         if not directory.is_dir():
-            raise ConfigError(f"{directory} is no directory; give one that `bridge-mcore eval` wrote")
+            raise ConfigError(f"{directory} is no directory; give one that `bridge-mcore eval` wrote, or a run's")
 
     from bridge_mcore.config.machine import require_processes
     from bridge_mcore.evaluation.command import run_scores
