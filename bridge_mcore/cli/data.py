@@ -118,6 +118,7 @@ def preview(
     """
     from bridge_mcore.config.schema import Data
     from bridge_mcore.data import preview as show
+    from bridge_mcore.rewards.golds import text_golds
 
     problems = show.find_problems(data, number, problem)
     settings = Data(template=template, system_prompt=system_prompt, overlong=overlong)
@@ -126,6 +127,8 @@ def preview(
         say(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
     else:
         say(show.text_of(found, tokens))
+        for remark in text_golds(problems):
+            say(remark)
 
 
 @app.command("stats")

@@ -254,9 +254,7 @@ def judged(work: Work, rollouts: Sequence[Rollout], template: PromptTemplate, ju
     rollouts = [cut_at_text(r, template.stop_texts, decode) for r in rollouts]
     texts = [without_stop(decode(r.tokens), template.stop_texts) for r in rollouts]
     attempts = [
-        Attempt(
-            p.answer, text, p.prompt, p.id, j, len(r.tokens), r.finished, opens_thought(decode(r.prompt[-TAIL:]))
-        )
+        Attempt(p.answer, text, p.prompt, p.id, j, len(r.tokens), r.finished, opens_thought(decode(r.prompt[-TAIL:])))
         for p, text, (_, j), r in zip(problems, texts, places, rollouts, strict=True)
     ]
     for problem, attempt, verdict in zip(problems, attempts, judge(problems, attempts), strict=True):

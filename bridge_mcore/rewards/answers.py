@@ -254,7 +254,8 @@ def as_region(answer: Answer) -> Answer:
 _NO_NAMES = "frac|sqrt|pi|infty|text|pm|mp|log|ln|sin|cos|tan|binom"
 _MARKED = "mathbf|boldsymbol|bm|mathcal|mathbb|mathfrak|vec|overrightarrow|hat|widehat|bar|tilde|dot|ddot"
 _NAME = re.compile(
-    rf"(?:\\overline\{{[A-Z ]+\}}|\\(?:{_MARKED})\{{(?:\\(?:{_MARKED})\{{[A-Za-z ]+\}}|\\?[A-Za-z ]+)\}}|\\(?!{_NO_NAMES})[A-Za-z]+(?![A-Za-z])|[A-Za-z]|_(?:\{{[^{{}}]*\}}|\w)|'"
+    rf"(?:\\overline\{{[A-Z ]+\}}|\\(?:{_MARKED})\{{(?:\\(?:{_MARKED})\{{[A-Za-z ]+\}}|\\?[A-Za-z ]+)\}}"
+    rf"|\\(?!{_NO_NAMES})[A-Za-z]+(?![A-Za-z])|[A-Za-z]|_(?:\{{[^{{}}]*\}}|\w)|'"
     r"|\^\{?\\prime\}?"
     r"|\((?:[A-Za-z](?:,[A-Za-z])*|-?\d+)\)|\\text\{[^{}]*\}| )+"
 )
