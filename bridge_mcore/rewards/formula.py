@@ -320,8 +320,8 @@ class _Reader(Tokens):
             if self.angle and (found := CIRC.match(self.text, self.at)):
                 self.at = found.end()
                 value = self.do.multiply(value, _RADIANS)  # \sin(60)^\circ
-            if self.peek() in ("^", "**", "!"):
-                raise Foreign  # \sin(x)^2
+            if self.peek() == "!" or (token == "{" and self.peek() in ("^", "**")):
+                raise Foreign  # \sin{x}^2; of \sin(x)^2 the whole is squared
         else:
             value = self.factor()
             while (token := self.peek()) and token[0] not in "(|/*" and token != r"\cdot" and self.begins_factor(token):

@@ -104,9 +104,9 @@ class Values:
                 return self._quotients_equal(gold, answer, one, other)
             except TooHard:
                 pass
-        if answer in self._malformed or not admissible(answer):
+        if answer in self._malformed or not admissible(_in_radians(answer)):
             return self._no("the answer cannot be read as mathematics")
-        if gold in self._malformed or not admissible(gold):
+        if gold in self._malformed or not admissible(_in_radians(gold)):
             return self._no("the gold answer cannot be read as mathematics; compared as text")
         return self._ask(gold, answer)
 
