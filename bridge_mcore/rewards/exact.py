@@ -13,7 +13,16 @@ from bridge_mcore.rewards.unicode import to_latex
 MAX_NUMERAL = 1000
 
 #: Also those of Markdown: bold, italics, code.
-_WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"), ("*", "*"), ("`", "`"))
+_WRAPPERS = (
+    ("$$", "$$"),
+    ("$", "$"),
+    (r"\(", r"\)"),
+    (r"\[", r"\]"),
+    ("**", "**"),
+    ("__", "__"),
+    ("*", "*"),
+    ("`", "`"),
+)
 
 
 def clean(text: str) -> str:
@@ -51,7 +60,10 @@ _SPELLING = [
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|textup|mathrm|mbox|operatorname|rm)\s*\{"), r"\\text{"),
-    (re.compile(r"\\text\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|sec|csc|ln|log|lg|exp)\s*\}"), r"\\\1 "),
+    (
+        re.compile(r"\\text\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|sec|csc|ln|log|lg|exp)\s*\}"),
+        r"\\\1 ",
+    ),
     (re.compile(r"\\text\{\s*([ei])\s*\}"), r"\1"),
     (re.compile(r"(?<!\\)\\!\s*"), ""),
     (re.compile(r"(?<=\d)\\,(?=\d{3})"), ","),

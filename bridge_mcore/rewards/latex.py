@@ -35,12 +35,13 @@ _RARE = re.compile(
     r"|textcolor|color|colorbox|fcolorbox|over|choose|textsf|texttt|textsc|textsl|textmd|emph|hbox|middle|m(?:left|right)"
     r"|nicefrac|sfrac|flatfrac|degrees?|textdegree|ang|leqq|geqq|lbrack|rbrack|dot|bar|overset|overline|label"
     r"|[pbBvV]?matrix|begin|hline|cr|bmod|coloneqq|vcentcolon|equiv|mapsto|[ij]math|hat|vec|widehat)(?![A-Za-z])"
-    r"|\\\\\s*\Z|\A\s*\\\\|\A\s*<|:=|\^\s*\{?\s*(?:\\text\{)?o|\.\d*\(\d|\{:\}|[\]\[]"
+    r"|\\\\\s*\Z|\A\s*\\\\|\A\s*<|:=|\b(?:np|numpy|math)\.|\^\s*\{?\s*(?:\\text\{)?o|\.\d*\(\d|\{:\}|[\]\[]"
 )
 _RULES: list[_Rule] = [
     (re.compile(r"\\label\s*\{[^{}]*\}|\\hline(?![A-Za-z])"), ""),
     # A hidden number would be a second answer; anything else that is hidden only makes room.
-    (re.compile(r"\\[hv]?phantom\s*\{[^{}1-9]*\}"), ""),
+    (re.compile(r"\\[hv]?phantom\s*(?:\{[^{}1-9]*\}|-)"), ""),
+    (re.compile(r"\b(?:np|numpy|math)\.(?=[a-z])"), ""),
     (re.compile(r"\\[hv]space\*?\s*\{[^{}]*\}|\\(?:hskip|mskip|m?kern)\s*" + _LENGTH), " "),
     (re.compile(r"\\(?:textcolor|colorbox)\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}|\\fcolorbox\s*\{[^{}]*\}\s*\{[^{}]*\}"), ""),
     (re.compile(r"\\color\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}"), ""),
@@ -94,6 +95,9 @@ _OUTWARD = re.compile(
     r"(?=\s*(?:\Z|[,;)}]|\\(?:cup|cap|setminus|text|\})|and|or))"
 )
 
+_BEFORE_INTERVAL = re.compile(r"(?:\A|\\(?:cup|cap|in|notin|setminus)|[=,;({|:]|\b(?:and|or)\b|\})\s*\Z")
+_BETWEEN_INTERVALS = re.compile(r"\\(?:cup|cap|setminus)|[=<>]")
+
 
 def plain_latex(text: str) -> str:
     """``text`` without what only dresses it, and with rare notations in the usual one."""
@@ -143,7 +147,9 @@ def _period(found: re.Match[str]) -> str:
 
 
 def _interval(found: re.Match[str]) -> str:
-    if (found["open"], found["close"]) == ("[", "]"):
+    ends = found["low"] + found["high"]
+    is_whole = _BEFORE_INTERVAL.search(found.string[: found.start()]) and not _BETWEEN_INTERVALS.search(ends)
+    if (found["open"], found["close"]) == ("[", "]") or not is_whole or ends.count("(") != ends.count(")"):
         return found[0]
     opening, closing = ("[" if found["open"] == "[" else "("), ("]" if found["close"] == "]" else ")")
     return f"{opening}{found['low']}{found['comma']}{found['high']}{closing}"

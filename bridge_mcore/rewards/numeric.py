@@ -48,7 +48,14 @@ class _Numbers:
 
 
 _MACHINE = _Numbers(cmath, lambda value: complex(float(value)), 0.0, 1e100, 1e4, 1e-6)
-_FUNCTIONS = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "atan", "arcsec": "acos", "arccsc": "asin"}
+_FUNCTIONS = {
+    "arcsin": "asin",
+    "arccos": "acos",
+    "arctan": "atan",
+    "arccot": "atan",
+    "arcsec": "acos",
+    "arccsc": "asin",
+}
 _FUNCTIONS["ln"] = "log"
 _OF_THE_INVERSE = ("arccot", "arcsec", "arccsc")
 

@@ -73,7 +73,7 @@ _NO_LABEL_NAMES = """
 _NO_LABEL = frozenset(_NO_LABEL_NAMES.split())
 _TEXT = r"\\text\{[^{}]{0,60}\}"
 _TAIL = re.compile(rf"(?:{_TEXT}|\^(?:\{{-?\d\}}|-?\d)|/|\\cdot(?![a-z])|[ .])+")
-_FIRST_TEXT = re.compile(r"\\text\{")
+_FIRST_TEXT = re.compile(r"(?<!_)(?<!_\{)\\text\{")
 _BARE = re.compile(
     r"(?P<value>[+-]?(?:[\d.,/]*\d|\\frac\{\d+\}\{\d+\})) ?"
     r"(?P<unit>[A-Za-z][A-Za-z./ ]{0,40}(?:\^(?:\{\d\}|\d))?)",
