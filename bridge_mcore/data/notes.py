@@ -28,14 +28,16 @@ class Notes(Counter[str]):
 
 #: What is said of rows, of prompts and of traces; {n} of {all}. In the order in which it is said.
 _ROWS = {
+    "unpinned": "dataset_revision is not set: what was read is the newest commit of the hub's set",
     "skipped": "{n} unusable rows were left out (bad_rows: skip)",
-    "repeated": "{n} rows repeat another; each problem is asked once",
+    "repeated": "{n} rows repeat a problem, which is asked once",
     "system_dropped": "{n} system messages were left out (system_messages: drop)",
     "listed_golds": "{n} of {all} rows have a list of right answers, and a response must give all of them (golds: all)",
     "any_listed_golds": "{n} of {all} rows have a list of right answers, and any one of them is right (golds: any)",
     "two_golds": "{n} of {all} rows ask what another row asks, with another right answer",
 }
 _TRACE_ROWS = {
+    "unpinned": "dataset_revision is not set: what was read is the newest commit of the hub's set",
     "boxed": "{n} of {traces} traces got a box with their row's answer at the end, for the reward reads boxes "
     "(format: fields leaves traces as they are)",
     "further_traces": "{n} of {traces} rows have several traces, of which the first is learned",
@@ -65,6 +67,8 @@ _TRACES = {
 }
 
 
+#: What leads over to the case that is named, where it is not a first one.
+_CASE = {"unpinned": ""}
 #: Nothing to look into: no case of them is named.
 _PLAIN = (
     "system_dropped",
@@ -102,4 +106,4 @@ def _lines(name: str, notes: Notes, texts: dict[str, str], facts: dict[str, int]
         if notes[key]:
             first = "" if key in _PLAIN else one_line(notes.first.get(key, ""), 200)
             said = text.format_map(Counter({**notes, **facts, "n": notes[key]}))
-            yield f"· {name}: {said}" + (f"; the first: {first}" if first else "")
+            yield f"· {name}: {said}" + (f"{_CASE.get(key, '; the first')}: {first}" if first else "")
