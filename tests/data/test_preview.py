@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 
 import pytest
 
 from bridge_mcore.config.schema import Data
+from bridge_mcore.data.notes import Notes
 from bridge_mcore.data.pairs import encode_prompts, encode_traces
 from bridge_mcore.data.preview import find_problems, preview, text_of
 from bridge_mcore.data.problem import Problem
@@ -74,7 +74,7 @@ def test_the_limit_as_in_training(model, data):
 def test_cut_counts_and_prompts_that_fill_the_limit(model):
     tokenizer = byte_level(["<|endoftext|>"], None)
     short, long = (Problem(str(n), "q" * n, "1", "trace of some length", "s") for n in (5, 60))
-    counts: Counter[str] = Counter()
+    counts = Notes()
     data = Data(template="plain", overlong="cut")
     encoded = encode_traces([short, long], tokenizer, data, 12, counts)
     assert counts == {"kept": 0, "cut": 1, "dropped": 1} and [len(e.tokens) for e in encoded] == [12]
