@@ -94,10 +94,13 @@ class TextCodec:
 
     def _as_text(self, mark: str) -> list[int]:
         """Ids of the characters of a control token."""
+        readings = []
         for parts in ([mark], [mark[:1], mark[1:]], list(mark)):
             ids = [token for part in parts for token in self._without_added(part)]
             if ids and not self._ids.intersection(ids):
-                return ids
+                readings.append(ids)
+        if readings:
+            return min(readings, key=lambda ids: ids.count(self.unknown))  # type: ignore[arg-type]
         raise DataError(
             f"a text spells the control token {mark}, which this tokenizer cannot read as text; take it out"
         )

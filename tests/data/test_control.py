@@ -133,14 +133,12 @@ def test_tokens_that_look_like_control_or_belong_to_an_answer():
 
 
 def test_a_mark_that_the_model_itself_knows_is_taken_apart_or_refused():
-    words = {"<unk>": 0, "<eos>": 1, **{c: i for i, c in enumerate("<eos>ab", 2)}}
-    words = {word: i for i, word in enumerate(words)}
+    words = {word: i for i, word in enumerate(["<unk>", "<eos>", *"<eos>ab"])}
     inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.WhitespaceSplit(), decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="<eos>")
     ids = render(tokenizer, "plain", problem("a <eos> b"))
     assert tokenizer.convert_ids_to_tokens(ids) == ["a", "<", "e", "o", "s", ">", "b"]
-    del words["<"], words["s"]
     inner.model = models.WordLevel({"<eos>": 1, "a": 2}, unk_token="<eos>")
     odd = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>")
     with pytest.raises(DataError, match="control token <eos>, which this tokenizer cannot read as text"):
@@ -188,7 +186,7 @@ def test_a_system_message_of_a_row_goes_before_that_of_the_run():
         traced(byte_level(QWEN, DEAF), own)
     with pytest.raises(ConfigError, match=r"data\.system_prompt: the chat template .* leaves system messages out"):
         traced(byte_level(QWEN, DEAF), problem(), system_prompt="Be brief.")
-    with pytest.raises(ConfigError, match="no system role.*system_messages: drop"):
+    with pytest.raises(ConfigError, match=r"no system role.*system_messages: drop"):
         traced(byte_level(QWEN, NO_SYSTEM), own)
 
 

@@ -140,7 +140,7 @@ def test_a_list_of_golds_means_all_or_any(tmp_path):
 
 @pytest.mark.parametrize("answer", [["1", None], ["1", ""], ["1", ["2"]]])
 def test_a_list_of_golds_with_a_hole_is_refused(tmp_path, answer):
-    with pytest.raises(DataError, match="list of answers .* holds an empty one|list of lists"):
+    with pytest.raises(DataError, match=r"list of answers .* holds an empty one|list of lists"):
         load(write(tmp_path / "a.jsonl", [{"problem": "q", "answer": answer}]))
 
 
@@ -163,7 +163,8 @@ def test_a_float_column_gives_the_shortest_decimal_of_its_own_type(tmp_path, kin
 
 @pytest.mark.parametrize(
     ("answer", "text"),
-    [(1e-7, "0.0000001"), (1e22, "1" + "0" * 22), (1e23, "1" + "0" * 23), (-0.0, "0"), (3.0, "3"), (0.1 + 0.2, "0.30000000000000004")],
+    [(1e-7, "0.0000001"), (1e22, "1" + "0" * 22), (1e23, "1" + "0" * 23), (-0.0, "0"), (3.0, "3"),
+     (0.1 + 0.2, "0.30000000000000004")],
 )  # fmt: skip
 def test_numbers_are_written_without_exponent(tmp_path, answer, text):
     assert load(write(tmp_path / "a.jsonl", [{"problem": "q", "answer": answer}]))[0].answer == text
