@@ -48,7 +48,8 @@ class TextCodec:
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._known: dict[str, bool] = {}
         # Where a normaliser comes before a control token is looked for, other spellings make it too.
-        self._loose = any(token.normalized for i, token in added.items() if i in self._ids)
+        normaliser = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+        self._loose = normaliser is not None and any(t.normalized for i, t in added.items() if i in self._ids)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text whose control tokens are meant."""
