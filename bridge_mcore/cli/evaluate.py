@@ -61,6 +61,14 @@ def evaluate(
         str | None,
         typer.Option(metavar="TEXT", help="What the template puts first.", show_default=False, callback=user_text),
     ] = None,
+    instruction: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Sentence that follows each question, as data.instruction; '' for none.",
+            callback=user_text,
+        ),
+    ] = "auto",
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
@@ -175,7 +183,7 @@ def evaluate(
     if suite is None and max_new_tokens is None:
         answers.max_new_tokens = _half_context(subjects[0].path)
     options = EvaluationOptions(
-        subjects, chosen, name, output, answers, data_dir, template, system_prompt,
+        subjects, chosen, name, output, answers, data_dir, template, system_prompt, instruction,
         Serving(engine, device, dtype, servers), adapter, limit, seed, workers, restart, show_failures,
     )  # fmt: skip
 
@@ -235,7 +243,9 @@ def _suite(suite: str | None, data: str | None, only: str | None) -> tuple[Suite
     if (suite is None) == (data is None):
         raise ConfigError("say what to measure: --suite NAME_OR_FILE (such as paper), or --data FILE_OR_TASK")
     if suite is not None:
-        wanted = [part.strip() for part in only.split(",") if part.strip()] if only else []
+        wanted = [part.strip() for part in (only or "").split(",") if part.strip()]
+        if only is not None and not wanted:
+            raise ConfigError(f"--only '{only}' names no benchmark; leave it out for all of them")
         return load_suite(suite, wanted), Path(suite).stem
     if only is not None:
         raise ConfigError("--only chooses benchmarks of a --suite")

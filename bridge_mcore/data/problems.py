@@ -14,7 +14,7 @@ from bridge_mcore.data.code_formats import detect_code_format, read_code_row
 from bridge_mcore.data.knights import generate_knights
 from bridge_mcore.data.messages import BadRow
 from bridge_mcore.data.notes import Notes
-from bridge_mcore.data.problem import ANY_OF, DEFAULT_REWARD, Problem, problem_id
+from bridge_mcore.data.problem import DEFAULT_REWARD, Problem, problem_id
 from bridge_mcore.data.rows import Row, RowFormat, detect_format, is_finished, reward_of
 from bridge_mcore.data.sources import read_dataset, read_file
 from bridge_mcore.data.tasks import generate_problems
@@ -142,7 +142,7 @@ def _load_rows(
             continue
         problems.append(problem)
         for key in read.notes:
-            notes.add(f"any_{key}" if key == "listed_golds" and ANY_OF in read.answer else key, str(problem))
+            notes.add(key, str(problem))
     where = str(source.path if source.path is not None else source.dataset)
     if not seen:
         raise DataError(f"{where} holds no rows; at least one problem is needed")

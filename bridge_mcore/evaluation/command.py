@@ -12,6 +12,7 @@ from typing import Any
 
 from bridge_mcore import __version__
 from bridge_mcore.config.json_file import read_json_object, shown
+from bridge_mcore.data.templates import AUTO
 from bridge_mcore.errors import BridgeError, CheckpointError, ConfigError, DataError
 from bridge_mcore.evaluation import tables
 from bridge_mcore.evaluation.files import RESULTS_FILE, SETTINGS_FILE, write_json
@@ -92,7 +93,10 @@ def _evaluate(subject: Subject, options: EvaluationOptions, verifiers: Verifiers
             verifiers.prepare(work.benchmark, {problem.reward for problem in work.problems})
         settings: dict[str, Any] = {
             "fingerprint": model_fingerprint(model), "template": options.template,
-            "system_prompt": options.system_prompt, "engine": serving.engine, "dtype": serving.weights,
+            "system_prompt": options.system_prompt,
+            # None for what a template says by itself: as in settings of before there was a choice
+            "instruction": None if options.instruction == AUTO else options.instruction or "",
+            "engine": serving.engine, "dtype": serving.weights,
             "benchmarks": {work.benchmark.name: work.settings() for work in works},
         }  # fmt: skip
         check_settings(directory, settings, options.restart)

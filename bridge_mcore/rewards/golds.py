@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from bridge_mcore.data.problem import Problem
+from bridge_mcore.data.problem import ANY_OF, Problem
 from bridge_mcore.errors import DataError
 
 #: Characters of a gold beyond which it is not read twice: tests may have megabytes, and our reader made them.
@@ -16,6 +16,8 @@ def gold_problem(reward: str, gold: str) -> str | None:
     """Why a reward cannot read a gold answer; None where it can, and where only judging would tell (plugins)."""
     if len(gold) > _LONG:
         return None
+    if ANY_OF in gold:  # any one of them is right
+        return next((why for one in gold.split(ANY_OF) if (why := gold_problem(reward, one))), None)
     # Imported when wanted, as rewards are: a run with math alone needs no sandbox.
     if reward == "math":
         from bridge_mcore.rewards.math import gold_text
