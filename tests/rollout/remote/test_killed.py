@@ -32,7 +32,7 @@ def run(moments: str, directory: Path, *overrides: str) -> subprocess.CompletedP
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     # Files, not pipes: what shares memory with the server outlives the run for a moment and holds them.
     with open(directory.with_suffix(".out"), "w+") as out:
-        done = subprocess.run(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, timeout=400, env=environment)
+        done = subprocess.run(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, timeout=1500, env=environment)
         out.seek(0)
         return subprocess.CompletedProcess(command, done.returncode, out.read(), "")
 
@@ -86,6 +86,21 @@ def test_a_loss_is_survived_and_one_too_many_ends_the_run_which_goes_on(tmp_path
     again = run("", directory, "training.steps=4", "run.resume=auto")
     assert again.returncode == 0, again.stdout[-4000:]
     check_steps(directory, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+def test_what_works_for_a_server_is_killed(tmp_path: Path, engine: str) -> None:
+    """vLLM's HTTP side lives on without its engine core, SGLang's for some seconds without its scheduler."""
+    done = run(
+        "core:idle,core:generating,core:bucket", tmp_path / "run", "training.steps=4", f"rollout.engine={engine}",
+        f"servers.python={python_of(engine)}", "servers.max_restarts=3",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert re.findall(r"KILLED core:(\w+)", done.stdout) == ["idle", "generating", "bucket"]
+    metrics = check_steps(tmp_path / "run", 4)
+    assert metrics[-1]["server_losses"] == 3
+    assert max(m["seconds_step"] for m in metrics) < 500, "a dead core was waited for"
 
 
 @pytest.mark.slow
