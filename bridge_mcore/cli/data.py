@@ -44,7 +44,7 @@ def prepare(
       bridge-mcore data prepare paper files=DATA traces.path=DATA/deepmath output=data/paper
       bridge-mcore data prepare mine.yaml limit.length=4096 tokenizer=MODEL template=qwen-boxed
     """
-    from bridge_mcore.data.prepare.recipe import Recipe, built_in, built_in_path, load_recipe
+    from bridge_mcore.data.prepare.recipe import Recipe, built_in, built_in_path, from_hub, load_recipe
 
     if keys:
         from bridge_mcore.config.keys import key_help
@@ -57,6 +57,8 @@ def prepare(
                 say(f"{name:10} {file.readline().lstrip('# ').strip()}")
         return
     loaded = load_recipe(recipe, overrides or [])
+    for line in from_hub(loaded) if not as_json else ():
+        say(line)
 
     from bridge_mcore.data.prepare.output import REPORT, write_prepared
     from bridge_mcore.data.prepare.report import coverage_table, statistics_table
@@ -85,23 +87,53 @@ def prepare(
 def preview(
     data: Annotated[
         str,
-        typer.Argument(metavar="DATA", help="A data file, a prepared directory, a generated task, or a recipe."),
-    ],
-    model: Annotated[
-        Path,
-        typer.Option(
-            "--model", metavar="DIR", help="Directory of a model, or of a tokenizer alone.", callback=user_path
+        typer.Argument(
+            metavar="DATA",
+            help="A run's configuration, a data file, a prepared directory, a generated task, or a recipe.",
         ),
     ],
-    template: Annotated[Template, typer.Option(help="How a problem becomes a prompt, as data.template.")] = "chat",
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PART] [KEY=VALUE]...",
+            help="Of a configuration: data.rl, data.sft, data.evaluation or data.evaluation.N alone; keys to change.",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            metavar="DIR",
+            help="Directory of a model, or of a tokenizer alone.  [default: of a configuration, its model]",
+            callback=user_path,
+            show_default=False,
+        ),
+    ] = None,
+    template: Annotated[
+        Template | None,
+        typer.Option(help="How a problem becomes a prompt, as data.template.  [default: chat]", show_default=False),
+    ] = None,
     system_prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="As data.system_prompt.", show_default=False, callback=user_text)
+    ] = None,
+    instruction: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="As data.instruction.", show_default=False, callback=user_text)
     ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(min=1, max=MOST_TOKENS, metavar="N", help="As training.max_length.", show_default=False),
     ] = None,
-    overlong: Annotated[Literal["error", "drop", "cut"], typer.Option(help="As data.overlong.")] = "error",
+    overlong: Annotated[
+        Literal["error", "drop", "cut"] | None, typer.Option(help="As data.overlong.", show_default=False)
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="A key of a data source, such as prompt_field=frage or reward=plugin:FILE.py:NAME (may be repeated).",
+            show_default=False,
+        ),
+    ] = None,
     number: Annotated[int, typer.Option("-n", min=1, max=MOST_COUNT, metavar="N", help="Problems to show.")] = 1,
     problem: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="Show this one; its first digits do.", show_default=False)
@@ -110,18 +142,44 @@ def preview(
     tokens: Annotated[bool, typer.Option("--tokens", help="One line a token; + marks those trained on.")] = False,
     as_json: As_json = False,
 ) -> None:
-    """Show exactly the tokens that a model sees, which of them are trained on, and what ends an answer.
+    """Show exactly the tokens that a model sees, which of them are trained on, and what was done to the data.
+
+    Of a configuration, the data are read and encoded as `train` would; of a file, as the options say.
 
     \b
-    Example:
+    Examples:
+      bridge-mcore data preview run.yaml
+      bridge-mcore data preview run.yaml data.sft data.sft.trace_field=loesung --tokens
       bridge-mcore data preview data/paper --model Qwen2.5-Math-1.5B --template qwen-boxed --tokens
+      bridge-mcore data preview mine.jsonl --model MODEL --source prompt_field=frage --source answer_field=ergebnis
     """
-    from bridge_mcore.config.schema import Data
     from bridge_mcore.data import preview as show
+    from bridge_mcore.errors import ConfigError
 
-    problems = show.find_problems(data, number, problem)
-    settings = Data(template=template, system_prompt=system_prompt, overlong=overlong)
-    found = show.preview(problems, model, settings, max_length, prompts_only)
+    given = {"data.template": template, "data.system_prompt": system_prompt, "data.instruction": instruction,
+             "training.max_length": max_length, "data.overlong": overlong}  # fmt: skip
+    overrides = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    words = rest or []
+    if show.is_configuration(data):
+        from bridge_mcore.config.load import load_config
+        from bridge_mcore.training.run_preview import preview_run
+
+        if source:
+            raise ConfigError(
+                f"--source is for files; of a configuration change a key itself, such as data.rl.{source[0]}"
+            )
+        parts = [word for word in words if "=" not in word]
+        if len(parts) > 1 or (parts and prompts_only):
+            raise ConfigError("name one part of the data, or none to see all")
+        config = load_config(Path(data), [*(word for word in words if "=" in word), *overrides])
+        part = "data.rl" if prompts_only else next(iter(parts), None)
+        found = preview_run(config, part, number, problem, model)
+    else:
+        if words:
+            raise ConfigError(f"'{words[0]}' goes with a run's configuration (a YAML file), and {data} is none")
+        if model is None:
+            raise ConfigError("give --model, the directory of a model or of a tokenizer alone")
+        found = show.preview_file(data, model, overrides, source or [], (number, problem, prompts_only))
     if as_json:
         say(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
     else:

@@ -34,24 +34,31 @@ def verify(
     file: Annotated[
         Path,
         typer.Argument(
+            metavar="FILE",
             help='JSONL file with a line {"gold": "...", "response": "..."} per answer; "-" reads standard input. '
             "Other keys are ignored, and so are blank lines.",
             callback=user_path,
         ),
     ],
-    workers: Annotated[int, typer.Option(min=1, max=MOST_PROCESSES, help="Processes that run the comparisons.")] = 2,
+    workers: Annotated[
+        int, typer.Option(min=1, max=MOST_PROCESSES, metavar="N", help="Processes that run the comparisons.")
+    ] = 2,
     cpu_seconds: Annotated[
         float,
         typer.Option(
             min=0.1,
             max=MOST_SECONDS,
+            metavar="SECONDS",
             help='CPU seconds that one comparison may take; beyond, its verdict is "timeout".',
         ),
     ] = 5.0,
     wall_seconds: Annotated[
         float,
         typer.Option(
-            min=0.1, max=MOST_SECONDS, help="Seconds by the clock after which a comparison is given up, busy or not."
+            min=0.1,
+            max=MOST_SECONDS,
+            metavar="SECONDS",
+            help="Seconds by the clock after which a comparison is given up, busy or not.",
         ),
     ] = 60.0,
 ) -> None:

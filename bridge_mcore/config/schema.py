@@ -245,17 +245,28 @@ class DataSource(Section):
     size: PositiveInt = Field(1024, description="of a generated task: number of different problems")
     seed: Seed = Field(0, description="of a generated task; whatever the seeds, no test problem is in a train split")
     format: Literal["auto", "gsm8k", "math", "fields", "code", "choice"] = Field(
-        "auto", description="how rows are read; code: LiveCodeBench, HumanEval or MBPP columns; choice: GPQA or MMLU"
+        "auto",
+        description="how rows are read; auto: found by their columns; math: a trace without a box gets one at its end "
+        "where the reward reads boxes; fields: the named columns, as they are; gsm8k: '#### n'; code: LiveCodeBench, "
+        "HumanEval or MBPP; choice: GPQA or MMLU",
     )
     prompt_field: Name | None = Field(None, description="key of a row that holds the problem")
     answer_field: Name | None = Field(None, description="key of a row that holds the right answer")
     trace_field: Name | None = Field(None, description="key of a row that holds the expert trace")
+    golds: Literal["all", "any"] = Field(
+        "all", description="a row with a list of right answers: a response must give all of them, or any one of them"
+    )
+    system_messages: Literal["keep", "drop"] = Field(
+        "keep", description="system messages in lists of chat messages: part of the prompt, or left out and counted"
+    )
     limit: PositiveInt | None = Field(None, description="use only the first rows")
     reward: RewardName | None = Field(
         None, description="which reward judges its answers (default: each row's column `reward`, else reward.verifier)"
     )
     bad_rows: Literal["error", "skip"] = Field(
-        "error", description="rows without a usable prompt or answer, and repeated rows, stop the run or are left out"
+        "error",
+        description="rows without a usable prompt or answer, and repeated rows, stop the run or are left out; in "
+        "evaluation sets a repeated row is asked once",
     )
     name: Name | None = Field(None, description="what metrics call it")
 
@@ -278,9 +289,21 @@ class Data(Section):
     sft_more: list[DataSource] = Field([], description="more of them, mixed with data.sft's")
     evaluation: list[EvaluationSource] = Field([], description="held-out problems")
     template: Template = Field("chat", description="how a problem becomes a prompt")
-    system_prompt: Text | None = Field(None, description="text that the template puts first")
+    system_prompt: Text | None = Field(
+        None, description="text that the template puts first; a row's own system message goes before it"
+    )
+    instruction: Text | None = Field(
+        "auto",
+        description="sentence that follows each question; auto: chat and qwen-boxed ask for steps and a box where the "
+        "reward is math; null: none",
+    )
     overlong: Literal["error", "drop", "cut"] = Field(
         "error", description="over the limit: stop the run, drop and count, or cut traces (and drop prompts) and count"
+    )
+    contradictions: Literal["report", "error"] = Field(
+        "report",
+        description="one question with different right answers, or a trace whose own answer is not its row's: counted "
+        "and said, or stop the run",
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from bridge_mcore.config.schema import Data
+from bridge_mcore.data.notes import Notes
 from bridge_mcore.data.problem import Problem
 from bridge_mcore.data.templates import EncodedTrace, PromptTemplate, is_far_over
 from bridge_mcore.errors import CheckpointError, DataError
@@ -34,16 +34,16 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase,
     data: Data,
     limit_tokens: int,
-    counts: Counter[str] | None = None,
+    counts: Notes | None = None,
     mend: str = "raise training.max_length (the model's context permitting) or lower rollout.max_new_tokens",
 ) -> list[EncodedPrompt]:
     """Tokenize prompts in order; `limit_tokens` is the longest prompt that leaves room for a response.
 
     A longer one is a DataError, which says how to `mend` it. With `data.overlong` drop or cut it is left out and logged
     (half a question is another question, so a prompt is never cut); all left out is a DataError too. `counts` gets how
-    many were "kept" and "dropped".
+    many were "kept" and "dropped", and what was done to their texts.
     """
-    template = PromptTemplate(tokenizer, data.template, data.system_prompt)
+    template = PromptTemplate(tokenizer, data.template, data.system_prompt, data.instruction, counts)
     encoded = (EncodedPrompt(problem, template.prompt(problem, limit_tokens)) for problem in problems)
     return _within(encoded, "prompt", limit_tokens, data.overlong, mend, counts)
 
@@ -53,16 +53,16 @@ def encode_traces(
     tokenizer: PreTrainedTokenizerBase,
     data: Data,
     limit_tokens: int,
-    counts: Counter[str] | None = None,
+    counts: Notes | None = None,
 ) -> list[EncodedTrace]:
     """Tokenize prompts with their expert traces in order; `limit_tokens` is the longest whole sequence.
 
     Too long ones are treated as in :func:`encode_prompts`, but for `data.overlong: cut`: a trace is cut at the limit,
     and its last token is one of the trace, not the end of the turn (which would teach to stop in mid-thought). Where
     the prompt alone fills the limit, nothing is left to learn and the problem is dropped. `counts` gets how many were
-    "kept" whole, "cut" and "dropped". Raises DataError for a problem without a trace.
+    "kept" whole, "cut" and "dropped", and what was done to their texts. Raises DataError for a problem without a trace.
     """
-    template = PromptTemplate(tokenizer, data.template, data.system_prompt)
+    template = PromptTemplate(tokenizer, data.template, data.system_prompt, data.instruction, counts)
     encoded = (template.trace(problem, limit_tokens) for problem in problems)
     mend = "raise training.max_length (the model's context permitting)"
     return _within(encoded, "prompt and trace", limit_tokens, data.overlong, mend, counts)
@@ -74,7 +74,7 @@ def _within(
     limit: int,
     overlong: Literal["error", "drop", "cut"],
     mend: str,
-    counts: Counter[str] | None,
+    counts: Notes | None,
 ) -> list[_Encoded]:
     kept: list[_Encoded] = []
     dropped: list[str] = []

@@ -6,14 +6,16 @@ import logging
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from bridge_mcore.config.schema import GYM, DataSource
 from bridge_mcore.data.choice_formats import read_choice_row
 from bridge_mcore.data.code_formats import detect_code_format, read_code_row
 from bridge_mcore.data.knights import generate_knights
-from bridge_mcore.data.problem import DEFAULT_REWARD, Problem, problem_id
-from bridge_mcore.data.rows import BadRow, RowFormat, detect_format, is_finished, reward_of
+from bridge_mcore.data.messages import BadRow
+from bridge_mcore.data.notes import Notes
+from bridge_mcore.data.problem import ANY_OF, DEFAULT_REWARD, Problem, problem_id
+from bridge_mcore.data.rows import Row, RowFormat, detect_format, is_finished, reward_of
 from bridge_mcore.data.sources import read_dataset, read_file
 from bridge_mcore.data.tasks import generate_problems
 from bridge_mcore.errors import ConfigError, DataError
@@ -39,13 +41,19 @@ def source_name(source: DataSource) -> str:
 
 
 def load_problems(
-    source: DataSource, default_reward: str = DEFAULT_REWARD, plugins: Collection[str] = ()
+    source: DataSource,
+    default_reward: str = DEFAULT_REWARD,
+    plugins: Collection[str] = (),
+    notes: Notes | None = None,
+    repeats: Literal["bad", "once"] = "bad",
 ) -> list[Problem]:
     """All problems of a source, in the order of its rows.
 
     Args:
         default_reward: what judges problems where neither the source, nor the row, nor its format says.
         plugins: rewards that are code and that rows may name, since the user's settings do.
+        notes: gets what was done to rows, counted.
+        repeats: a row that repeats another is a bad row; or the problem is there once, and it is noted.
 
     Raises:
         DataError: the file or dataset is missing, unreadable or empty, or a row is no usable problem (and
@@ -63,7 +71,7 @@ def load_problems(
     if source.task is not None:
         found = _generated(source, name)
         return found if source.reward is None else [replace(p, reward=source.reward) for p in found]
-    return _load_rows(source, name, default_reward, plugins)
+    return _load_rows(source, name, default_reward, plugins, Notes() if notes is None else notes, repeats)
 
 
 def _generated(source: DataSource, name: str) -> list[Problem]:
@@ -95,7 +103,14 @@ def _own_format(source: DataSource, row: Mapping[str, Any]) -> str | None:
     return "choice" if "Correct Answer" in row else None
 
 
-def _load_rows(source: DataSource, name: str, default_reward: str, plugins: Collection[str]) -> list[Problem]:
+def _load_rows(
+    source: DataSource,
+    name: str,
+    default_reward: str,
+    plugins: Collection[str],
+    notes: Notes,
+    repeats: Literal["bad", "once"],
+) -> list[Problem]:
     rows = read_dataset(source) if source.path is None else read_file(source.path, source.limit)
     row_format: RowFormat | None = None
     own: str | None = None
@@ -106,20 +121,19 @@ def _load_rows(source: DataSource, name: str, default_reward: str, plugins: Coll
     for place, row in rows:
         if not seen:
             seen, own = True, _own_format(source, row)
-        if own is None:
-            row_format = row_format or detect_format(row, source, place)
         try:
-            trace: str | None = None
-            if row_format is None:
-                prompt, answer = _read_own(str(own), row)
-            else:
-                prompt, answer, trace = row_format.read(row)
-            number = checked_id(prompt, answer, trace)
+            if own is None:
+                row_format = row_format or detect_format(row, source, place)
             # The one place where a problem's reward is decided.
             named = source.reward or reward_of(row, {*plugins, default_reward})
             reward = named or (_READERS[own][1] if own else default_reward)
-            problem = Problem(number, prompt, answer, trace, name, reward, is_finished(row))
-            if (twin := first_seen.setdefault((problem.id, trace), place)) != place:
+            read = _read_own(str(own), row) if row_format is None else row_format.read(row, reward)
+            number = checked_id(read.prompt, read.answer, read.trace, read.system)
+            problem = Problem(number, read.prompt, read.answer, read.trace, name, reward, is_finished(row), read.system)
+            if (twin := first_seen.setdefault((problem.id, read.trace), place)) != place:
+                if repeats == "once":
+                    notes.add("repeated", f"{place} repeats {twin}")
+                    continue
                 raise BadRow(f"it repeats {twin} (id {problem.id})")
         except BadRow as error:
             if source.bad_rows == "error":
@@ -127,29 +141,34 @@ def _load_rows(source: DataSource, name: str, default_reward: str, plugins: Coll
             skipped.append(f"{place}: {error}")
             continue
         problems.append(problem)
+        for key in read.notes:
+            notes.add(f"any_{key}" if key == "listed_golds" and ANY_OF in read.answer else key, str(problem))
     where = str(source.path if source.path is not None else source.dataset)
     if not seen:
         raise DataError(f"{where} holds no rows; at least one problem is needed")
     if not problems:
         raise DataError(f"{where}: every one of its {len(skipped)} rows was skipped; the first: {skipped[0]}")
     if skipped:
+        notes["skipped"] += len(skipped)
         _log.warning("%s: skipped %d of %d rows; the first: %s", where, len(skipped), len(skipped) + len(problems),
                      visible(skipped[0]))  # fmt: skip
+    notes["rows"] += len(problems)
+    notes["with_trace"] += sum(problem.trace is not None for problem in problems)
     return problems
 
 
-def _read_own(name: str, row: Mapping[str, Any]) -> tuple[str, str]:
+def _read_own(name: str, row: Mapping[str, Any]) -> Row:
     try:
-        return _READERS[name][0](row)
+        return Row(*_READERS[name][0](row))
     except DataError as error:
         raise BadRow(str(error)) from None
 
 
-def checked_id(prompt: str, answer: str, trace: str | None) -> str:
+def checked_id(prompt: str, answer: str, trace: str | None, system: str | None = None) -> str:
     """The problem's id. Raises BadRow for text that is not valid Unicode."""
     try:
         (trace or "").encode()
-        return problem_id(prompt, answer)
+        return problem_id(prompt, answer, system)
     except UnicodeEncodeError as error:
         # JSON can carry half of a surrogate pair, which no tokenizer takes.
         raise BadRow(f"it holds invalid Unicode ({error.reason})") from None

@@ -1,8 +1,8 @@
 r"""What the columns of a row mean: GSM8K's `#### n`, MATH-like solutions with a `\boxed` answer, or named fields.
 
 A column may lie inside another (`reward_model.ground_truth`, `messages.0.content`), and prompt and trace may be lists
-of chat messages, as in OpenR1-Math-46k: then the prompt is what the user says and the trace what the assistant answers.
-Such a list's system message is left out: it belongs to the template of whoever published it, and ours puts its own.
+of chat messages, as in OpenR1-Math-46k (:mod:`bridge_mcore.data.messages`): then the prompt is what the user says and
+the trace what the assistant answers.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.config.rewards import reward_problem, unnamed_plugin
 from bridge_mcore.config.schema import DataSource
+from bridge_mcore.data.messages import BadRow, answer_in, messages_of, question_and_system
+from bridge_mcore.data.problem import ANY_OF, DEFAULT_REWARD
 from bridge_mcore.errors import ConfigError, DataError
 
 #: Column names in use, the likeliest first (MATH, GSM8K, LIMR; OlympiadBench, OpenMathInstruct; DeepMath-103K; verl).
@@ -31,8 +34,19 @@ _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
-class BadRow(ValueError):
-    """A row that is no usable problem; the text says why, the caller knows where."""
+#: Rewards that read the last box of an answer and nothing else: only for them may a trace be given one.
+_BOX_REWARDS = ("math",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row says. `notes` name what was done to it (keys of :mod:`bridge_mcore.data.notes`)."""
+
+    prompt: str
+    answer: str
+    trace: str | None = None
+    system: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,38 +57,59 @@ class RowFormat:
     prompt: str
     answer: str | None
     trace: str | None
+    golds: Literal["all", "any"] = "all"
+    system_messages: Literal["keep", "drop"] = "keep"
 
-    def read(self, row: Mapping[str, Any]) -> tuple[str, str, str | None]:
-        """(prompt, answer, trace) of a row. Raises BadRow where prompt or answer is missing or of the wrong type."""
-        prompt = question_text(row, self.prompt)
-        trace = trace_text(column_of(row, self.trace), self.trace) if self.trace else None
+    def read(self, row: Mapping[str, Any], reward: str = DEFAULT_REWARD) -> Row:
+        """What a row says. Raises BadRow where prompt or answer is missing or of the wrong type.
+
+        reward: which one will judge; only one that reads boxes lets a trace without a box get one.
+        """
+        notes: list[str] = []
+        prompt, system = question_of(row, self.prompt, answered=self.prompt == self.trace)
+        if system is not None and self.system_messages == "drop":
+            system = None
+            notes.append("system_dropped")
+        raw = column_of(row, self.trace) if self.trace else None
+        trace = trace_text(raw, self.trace) if self.trace else None
+        if isinstance(raw, list) and messages_of(raw, str(self.trace)) is None and sum(map(bool, raw)) > 1:
+            notes.append("further_traces")
+        given = column_of(row, self.answer) if self.answer else None
+        reads_boxes = reward in _BOX_REWARDS
         if self.kind == "gsm8k":
-            worked, answer = _gsm8k(column_of(row, self.answer or "answer"), self.answer or "answer")
-            return prompt, answer, trace or worked
-        answer = _answer_text(column_of(row, self.answer), self.answer) if self.answer else ""
+            worked, answer = _gsm8k(given, self.answer or "answer", reads_boxes)
+            notes += ["boxed"] if reads_boxes and trace is None else []
+            return Row(prompt, answer, trace or worked, system, tuple(notes))
+        answer = _answer_text(given, self.answer, self.golds) if self.answer else ""
+        if isinstance(given, list) and len(given) > 1:
+            notes.append("listed_golds")
         if self.kind == "math" and trace is not None:
             if not answer:
                 answer = (last_boxed(trace) or "").strip()
-            elif "\\boxed" not in trace and is_finished(row):
+            elif reads_boxes and "\\boxed" not in trace and is_finished(row):
                 # A trace has to teach the form that the verifier reads.
-                trace = f"{trace}\nThe answer is \\boxed{{{answer}}}."
+                trace = f"{trace}\nThe answer is \\boxed{{{answer.partition(ANY_OF)[0]}}}."
+                notes.append("boxed")
         if not answer:
             column = f"'{self.answer}' is empty" if self.answer else f"no \\boxed{{…}} in '{self.trace}'"
             raise BadRow(f"it has no answer ({column})")
-        return prompt, answer, trace
+        return Row(prompt, answer, trace, system, tuple(notes))
 
 
-def question_text(row: Mapping[str, Any], column: str) -> str:
-    """The problem in a column. Raises BadRow where it is missing, empty or no text."""
-    prompt = column_of(row, column)
-    if is_messages(prompt):
-        prompt = _said(prompt, "user", column)
+def question_of(row: Mapping[str, Any], column: str, answered: bool = False) -> tuple[str, str | None]:
+    """(the problem in a column, its system message). Raises BadRow where it is missing, empty or no text.
+
+    answered: the same column holds the trace, as the message of the assistant.
+    """
+    prompt, system = column_of(row, column), None
+    if (messages := messages_of(prompt, column)) is not None:
+        prompt, system = question_and_system(messages, column, answered)
     if not isinstance(prompt, str):
         found = "nothing" if prompt is None else f"a {type(prompt).__name__}"
         raise BadRow(f"its prompt ('{column}') must be text, this is {found}")
     if not prompt.strip():
         raise BadRow(f"its prompt ('{column}') is empty")
-    return prompt
+    return prompt, system if system and system.strip() else None
 
 
 def reward_of(row: Mapping[str, Any], plugins: Collection[str] = ()) -> str | None:
@@ -118,23 +153,6 @@ def _look_up(row: Mapping[str, Any], name: str) -> Any:
     return found
 
 
-def is_messages(value: Any) -> bool:
-    """Whether a value is a list of chat messages."""
-    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
-
-
-def _said(messages: list[Mapping[str, Any]], role: str, column: str) -> str:
-    """What the one message of a role says. Raises BadRow where there are several, or none."""
-    said = [message.get("content") for message in messages if message["role"] == role]
-    if len(said) != 1:
-        raise BadRow(f"'{column}' holds {len(said)} messages of the {role}; a problem has one question and one answer")
-    if isinstance(said[0], list):  # content in parts
-        said = ["".join(str(part.get("text", "")) for part in said[0] if isinstance(part, Mapping))]
-    if not isinstance(said[0], str):
-        raise BadRow(f"the {role}'s message in '{column}' must be text, this is a {type(said[0]).__name__}")
-    return said[0]
-
-
 def detect_format(row: Mapping[str, Any], source: DataSource, place: str) -> RowFormat:
     """The format of a source from its settings and its first row.
 
@@ -145,15 +163,16 @@ def detect_format(row: Mapping[str, Any], source: DataSource, place: str) -> Row
     for key, field in fields.items():
         if field is not None and _look_up(row, field) is _MISSING:
             raise DataError(f"{place}: no column '{field}' ({key}_field){nearest(field, list(row))}; {_found(row)}")
+    how = source.golds, source.system_messages
     if source.format == "fields":
         if source.prompt_field is None or source.answer_field is None:
             raise ConfigError("format: fields needs prompt_field and answer_field (and trace_field for SFT)")
-        return RowFormat("fields", source.prompt_field, source.answer_field, source.trace_field)
+        return RowFormat("fields", source.prompt_field, source.answer_field, source.trace_field, *how)
 
     prompt = source.prompt_field or _first(PROMPT_COLUMNS, row)
     answer = source.answer_field or _first(ANSWER_COLUMNS, row)
     trace = source.trace_field or _first(TRACE_COLUMNS, row)
-    if trace == "target" and source.trace_field is None and not is_messages(row[trace]):
+    if trace == "target" and source.trace_field is None and messages_of(row[trace], trace) is None:
         trace = None  # many other sets have a column of that name
     given = None if answer is None else column_of(row, answer)
     looks_gsm8k = isinstance(given, str) and "####" in given
@@ -165,8 +184,8 @@ def detect_format(row: Mapping[str, Any], source: DataSource, place: str) -> Row
             f"Set {missing}_field on this data source"
         )
     if source.format == "gsm8k" or (source.format == "auto" and looks_gsm8k):
-        return RowFormat("gsm8k", prompt, answer, source.trace_field)
-    return RowFormat("math", prompt, answer, trace)
+        return RowFormat("gsm8k", prompt, answer, source.trace_field, *how)
+    return RowFormat("math", prompt, answer, trace, *how)
 
 
 def last_boxed(text: str) -> str | None:
@@ -180,37 +199,60 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-def _gsm8k(value: Any, column: str) -> tuple[str, str]:
-    """(worked solution ending in a boxed answer, answer) of GSM8K's `steps #### n`."""
+def _gsm8k(value: Any, column: str, boxed: bool) -> tuple[str, str]:
+    """(worked solution, answer) of GSM8K's `steps #### n`; `boxed`: the solution ends in a box in place of the mark."""
     if not isinstance(value, str) or "####" not in value:
         raise BadRow(f"it has no answer ('{column}' must end in '#### n')")
     steps, _, answer = value.rpartition("####")
     answer = answer.strip().lstrip("$").replace(",", "")
     if not answer:
         raise BadRow(f"it has no answer (nothing follows '####' in '{column}')")
+    if not boxed:
+        return value.strip(), answer
     steps = _CALCULATOR.sub("", steps).strip()
     return f"{steps}\nThe answer is \\boxed{{{answer}}}.".lstrip(), answer
 
 
-def _answer_text(value: Any, column: str) -> str:
-    """A gold answer as text: whole floats lose their `.0`, a list of answers is joined, `$…$` is taken off."""
+def _answer_text(value: Any, column: str, golds: Literal["all", "any"] = "all") -> str:
+    """A gold answer as text: `$…$` is taken off, a number is its shortest decimal, a list is joined as `golds` says."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, str):
         text = value.strip()
         inner = text.strip("$")
         return inner.strip() if text[:1] == text[-1:] == "$" and "$" not in inner else text
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        return _decimal(value, column)
     if isinstance(value, list):
-        return ", ".join(filter(None, (_answer_text(item, column) for item in value)))
-    raise BadRow(f"its answer ('{column}') must be text or a number, this is a {type(value).__name__}")
+        if any(isinstance(item, list) for item in value):
+            raise BadRow(f"its answer ('{column}') is a list of lists; give one list of right answers")
+        texts = [_answer_text(item, column) for item in value]
+        if not all(texts):
+            if any(texts):
+                raise BadRow(f"its list of answers ('{column}') holds an empty one; take it out")
+            return ""
+        return (ANY_OF if golds == "any" else ", ").join(texts)
+    raise BadRow(
+        f"its answer ('{column}') must be text or a number, this is a {type(value).__name__}; write it as text"
+    )
+
+
+def _decimal(value: int | float | Decimal, column: str) -> str:
+    """The shortest decimal of a number, without exponent and without zeros at the end: 0.1, 27, 0.0000001."""
+    if isinstance(value, int):
+        return str(value)
+    exact = value if isinstance(value, Decimal) else Decimal(repr(value))
+    if not exact.is_finite():
+        raise BadRow(f"its answer ('{column}') is {value}, no finite number; write it as text")
+    text = format(exact, "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
 
 
 def trace_text(value: Any, column: str) -> str | None:
     """A trace without white space around it; of several solutions the first; None where there is none."""
-    if is_messages(value):
-        value = _said(value, "assistant", column)
+    if (messages := messages_of(value, column)) is not None:
+        value = answer_in(messages, column)
     if isinstance(value, list):
         value = next((item for item in value if item), None)
     if value is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def _read_json(path: Path) -> Iterator[Placed]:
     if not text.strip():
         return
     try:
-        rows = parse_json(text)
+        rows = parse_json(text, _once)
     except BadJson as error:
         if error.reason == "Extra data" and text.lstrip().startswith("{"):  # JSON lines under the other suffix
             yield from _read_lines(path)
@@ -102,13 +102,51 @@ def _read_parquet(path: Path) -> Iterator[Placed]:
             number = 0
             for group in range(file.num_row_groups):
                 for batch in file.iter_batches(batch_size=256, row_groups=[group], use_threads=False):
-                    for row in batch.to_pylist():
+                    if number == 0 and (twice := _named_twice(batch.schema.names)):
+                        raise DataError(f"{path} has two columns called '{twice}'; rename one")
+                    for row in shortest_decimals(batch.to_pylist(), batch.schema):
                         number += 1
                         yield f"{path}, row {number}", row
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is no readable Parquet file (truncated?): {one_line(error)}") from None
     except OSError as error:  # Arrow reports a damaged page as OSError without errno
         raise DataError(f"{path} cannot be read: {error.strerror or one_line(error)}") from None
+
+
+def _named_twice(names: list[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
+
+
+def shortest_decimals(rows: list[dict[str, Any]], schema: Any) -> list[dict[str, Any]]:
+    """Rows of an Arrow schema whose numbers of half and single precision are the shortest decimals of their own type.
+
+    Python would widen a single 0.1 to 0.10000000149011612, and that would be the right answer.
+    """
+    found = {field.name: narrow for field in schema if (narrow := _narrower(field.type)) is not None}
+    if not found:
+        return rows
+    return [{name: found[name](value) if name in found else value for name, value in row.items()} for row in rows]
+
+
+def _narrower(kind: Any) -> Callable[[Any], Any] | None:
+    """What narrows the values of an Arrow type; None where nothing in it is narrow."""
+    import numpy
+    import pyarrow.types as types
+
+    if types.is_float16(kind) or types.is_float32(kind):
+        narrow = numpy.float16 if types.is_float16(kind) else numpy.float32
+        return lambda value: None if value is None else float(str(narrow(value)))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        inner = _narrower(kind.value_type)
+        return inner and (lambda value: None if value is None else [inner(item) for item in value])
+    if types.is_struct(kind):
+        inside = {field.name: found for field in kind if (found := _narrower(field.type)) is not None}
+        return (
+            (lambda value: value and {k: inside[k](v) if k in inside else v for k, v in value.items()})
+            if inside
+            else None
+        )
+    return None
 
 
 def read_dataset(source: DataSource, streaming: bool = False) -> Iterator[Placed]:
@@ -132,8 +170,10 @@ def read_dataset(source: DataSource, streaming: bool = False) -> Iterator[Placed
         rows = datasets.load_dataset(
             source.dataset, source.dataset_config, split=source.split, revision=source.dataset_revision, **stream
         )
+        schema = getattr(getattr(rows, "features", None), "arrow_schema", None)
         for number, row in enumerate(islice(rows, source.limit), start=1):
-            yield f"{name}, split {source.split}, row {number}", dict(row)
+            (whole,) = [dict(row)] if schema is None else shortest_decimals([dict(row)], schema)
+            yield f"{name}, split {source.split}, row {number}", whole
     except Exception as error:  # the hub's clients raise dozens of types, none of them ours to tell apart
         cause = f"{type(error).__name__}: {one_line(error)}"
         raise DataError(f"{name}, split {source.split} cannot be loaded. {cause} {mend}") from None
@@ -160,9 +200,18 @@ def dataset_commit(source: DataSource) -> str:
 
 def _parse(line: str, place: str) -> Any:
     try:
-        return parse_json(line)
+        return parse_json(line, _once)
     except BadJson as error:
         raise DataError(f"{place}: {error}; mend the line") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a name that stands there twice: json would take the last and say nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {_named_twice(names)!r} stands twice in one object")
+    return found
 
 
 def _as_row(row: Any, place: str) -> dict[str, Any]:

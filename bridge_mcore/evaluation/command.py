@@ -14,18 +14,11 @@ from bridge_mcore import __version__
 from bridge_mcore.config.json_file import read_json_object, shown
 from bridge_mcore.errors import BridgeError, CheckpointError, ConfigError, DataError
 from bridge_mcore.evaluation import tables
+from bridge_mcore.evaluation.files import RESULTS_FILE, SETTINGS_FILE, write_json
 from bridge_mcore.evaluation.majority import Same
 from bridge_mcore.evaluation.options import EvaluationOptions, Subject
 from bridge_mcore.evaluation.records import Record, read_records
 from bridge_mcore.evaluation.results import ModelResult, benchmark_result, compare, model_result
-from bridge_mcore.evaluation.run import (
-    SETTINGS_FILE,
-    answer_all,
-    check_settings,
-    model_fingerprint,
-    prepare,
-    write_json,
-)
 from bridge_mcore.evaluation.subjects import hf_directory
 from bridge_mcore.evaluation.suites import is_record_name
 from bridge_mcore.evaluation.verifiers import Verifiers
@@ -35,7 +28,6 @@ from bridge_mcore.platform.locks import FileLock
 from bridge_mcore.rewards.golds import check_golds
 from bridge_mcore.rewards.mixed import RewardSettings
 
-RESULTS_FILE = "results.json"
 Answered = dict[str, list[Record]]
 
 
@@ -86,6 +78,9 @@ def _alone(directory: Path) -> FileLock:
 def _evaluate(subject: Subject, options: EvaluationOptions, verifiers: Verifiers) -> tuple[Answered, dict[str, int]]:
     """(records by benchmark, samples by benchmark) of one model."""
     import torch
+
+    # Here, because `scores` needs no torch.
+    from bridge_mcore.evaluation.run import answer_all, check_settings, model_fingerprint, prepare
 
     directory = options.output / subject.label
     serving = options.serving

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from bridge_mcore.rewards.functions import NAMED, apply, binomial, factorial, repeating, root, rounded
+from bridge_mcore.rewards.functions import INVERSES, NAMED, apply, binomial, factorial, repeating, root, rounded
 from bridge_mcore.rewards.notation import (
     ACCENTED,
     ACCENTS,
@@ -47,10 +47,15 @@ def read_formula(text: str, arithmetic: Arithmetic) -> Quotient:
     return _Reader(text, arithmetic).whole()
 
 
+#: A degree where an angle is asked for. Elsewhere it is a unit, which is not converted.
+_RADIANS = Arithmetic().multiply(rational(Fraction(1, 180)), atom("c:pi"))
+
+
 class _Reader(Tokens):
     def __init__(self, text: str, arithmetic: Arithmetic) -> None:
         super().__init__(text)
         self.depth = 0
+        self.angle = False
         self.do = arithmetic
 
     def whole(self) -> Quotient:
@@ -113,7 +118,7 @@ class _Reader(Tokens):
         while True:
             if found := CIRC.match(self.text, self.at):
                 self.at = found.end()
-                value = self.do.multiply(value, atom("c:deg"))
+                value = self.do.multiply(value, _RADIANS if self.angle else atom("c:deg"))
                 continue
             token = self.peek()
             if token == "!":
@@ -249,7 +254,9 @@ class _Reader(Tokens):
         if found is None:
             raise Foreign
         self.at = found.end()
-        name = f"{ACCENTS[name]} {found[1] or found[2]}"
+        letter = found[1] or found[2]
+        # i, j and k with any mark are the unit vectors
+        name = f"unit {letter[-1]}" if letter in ("i", "j", "k") else f"{ACCENTS[name]} {letter}"
         if ARGUMENT.match(self.text, self.at):
             return self.do.function(f"{name}()", self.group("("))
         return atom(f"v:{name}")
@@ -284,9 +291,13 @@ class _Reader(Tokens):
         if self.peek() == "^":
             self.take()
             power = self.argument().constant()
-            if power is None or power.denominator != 1 or power < 1:
-                raise Foreign  # \sin^{-1} is the inverse function to some, and the inverse to others
+            if power == -1 and name in INVERSES:
+                name, power = INVERSES[name], None  # \sin^{-1} x is \arcsin x
+            elif power is None or power.denominator != 1 or power < 1:
+                raise Foreign
+        around, self.angle = self.angle, name in INVERSES
         inside = self.function_argument()
+        self.angle = around
         value = apply(self.do, name, inside, base)
         return value if power is None else self.do.power(value, rational(power))
 
@@ -298,6 +309,9 @@ class _Reader(Tokens):
         token = self.peek()
         if token in ("(", "{", "["):
             value = self.group(token)
+            if self.angle and (found := CIRC.match(self.text, self.at)):
+                self.at = found.end()
+                value = self.do.multiply(value, _RADIANS)  # \sin(60)^\circ
             if self.peek() in ("^", "**", "!"):
                 raise Foreign  # \sin(x)^2
         else:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 VerdictName = Literal["correct", "incorrect", "timeout", "error"]
+#: Reasons of rewards that read an answer in a certain form, where a response holds none.
+NO_ANSWER = ("no \\boxed{} answer", "no <answer>…</answer> or \\boxed{} answer", "no code block")
 VERDICTS: tuple[VerdictName, ...] = get_args(VerdictName)
 
 
@@ -30,6 +32,11 @@ class Verdict:
     def decided(self) -> bool:
         """True for ``correct`` and ``incorrect``."""
         return self.verdict in ("correct", "incorrect")
+
+    @property
+    def unanswered(self) -> bool:
+        """The response holds no answer in the form that the reward reads."""
+        return self.verdict == "incorrect" and self.reason in NO_ANSWER
 
 
 def why_undecided(reward: str, verdict: str, reason: str) -> str:

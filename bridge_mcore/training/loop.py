@@ -125,7 +125,7 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest, wr
             }  # fmt: skip
             if step < total and (due := due_sets(session, step)):
                 try:
-                    session.schedule.settle(step)
+                    session.schedule.make_room(step)
                     metrics |= course.evaluate(session, step, due)
                 except RunStopped as error:
                     raise keep(

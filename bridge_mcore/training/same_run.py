@@ -30,8 +30,9 @@ _FIXED = ("run.seed", "method.name", "optimizer.name")
 #: Keys (and sections) that make the policy, its data or its reward.
 _REFUSED = (
     "model.generated", "model.dtype", "adapter.rank", "adapter.alpha", "adapter.targets", "data.template",
-    "data.system_prompt", "data.overlong", "reward.verifier", "reward.correct", "reward.incorrect", "reward.tolerance",
-    "reward.partial", "reward.on_failure", "reward.noise", "reward.noise_seed", "reward.form", "reward.length",
+    "data.system_prompt", "data.instruction", "data.overlong", "reward.verifier", "reward.correct", "reward.incorrect",
+    "reward.tolerance", "reward.partial", "reward.on_failure", "reward.noise", "reward.noise_seed", "reward.form",
+    "reward.length",
 )  # fmt: skip
 #: What differs between two copies of one tokenizer.
 _TOKENIZER_NOISE = ("name_or_path", "_name_or_path", "transformers_version", "tokenizer_class", "truncation", "padding")

@@ -10,7 +10,7 @@ from typing import Any
 
 from bridge_mcore.config.data_checks import evaluates, plugins_of, uses_rl
 from bridge_mcore.config.schema import Config
-from bridge_mcore.data.pairs import EncodedPrompt, encode_prompts, encode_traces
+from bridge_mcore.data.pairs import EncodedPrompt
 from bridge_mcore.data.problem import Problem
 from bridge_mcore.data.problems import source_name
 from bridge_mcore.data.sampler import ShuffledSampler
@@ -34,6 +34,13 @@ from bridge_mcore.training.collect import Collector
 from bridge_mcore.training.data_record import DataRecord
 from bridge_mcore.training.passes import PassRunner
 from bridge_mcore.training.policy import Policy, build_policy, lora_of
+from bridge_mcore.training.run_data import (
+    check_contradictions,
+    evaluated_tokens,
+    read_held_out,
+    read_prompts,
+    read_traces,
+)
 from bridge_mcore.training.same_run import SameRun, model_facts, tokenizer_digests
 from bridge_mcore.training.saved import SavedRollouts
 from bridge_mcore.training.schedule import Schedule, make_schedule
@@ -103,18 +110,12 @@ def open_session(config: Config, platform: Platform, layout: Layout, source: Pat
         needed = (uses_rl(config) or evaluates(config)) and config.debug.only != "training"
         if config.rollout.engine != "embedded" and needed:
             # First of all: servers start while data and model are loaded.
-            most = max(_evaluated_tokens(config), default=0)
+            most = max(evaluated_tokens(config), default=0)
             wide = context if uses_rl(config) and most <= config.rollout.max_new_tokens else context + most
             room = EngineRoom(config, platform, layout, source, shape, lora, min(wide, shape.max_positions))
             stack.callback(room.close)
             context = min(context, room.context)
         yield from _open(config, platform, layout, source, run, method, context, room, stack)
-
-
-def _evaluated_tokens(config: Config) -> list[int]:
-    """Longest answers, of each evaluation set."""
-    default = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
-    return [held.max_new_tokens or default for held in config.data.evaluation] if evaluates(config) else []
 
 
 def _open(
@@ -136,45 +137,35 @@ def _open(
 
     with shown("reading the data"):
         tokenizer = load_tokenizer(source, shape.vocab_size)
-        template = PromptTemplate(tokenizer, config.data.template, config.data.system_prompt)
+        template = PromptTemplate(tokenizer, config.data.template, config.data.system_prompt, config.data.instruction)
         stops = stop_token_ids(source, template, config.rollout.stop_token_ids)
         needed = frozenset().union(*(method.components(s) for s in range(config.training.steps)))
         new = config.rollout.max_new_tokens
-        prompts, traces = [], []
         record = DataRecord(config)
-        if RL in needed:
-            if config.data.rl is None:
-                raise ConfigError(f"data.rl is needed by method '{config.method.name}'")
-            found = record.load("data.rl", config.data.rl, *config.data.rl_more)
-            prompts = encode_prompts(found, tokenizer, config.data, context - new, record.counts("data.rl", "prompts"))
-        if SFT in needed:
-            key, origin, more = "data.sft", config.data.sft, config.data.sft_more
-            if origin is None:
-                key, origin, more = "data.rl", config.data.rl, config.data.rl_more
-            if origin is None:
-                raise ConfigError(f"data.sft is needed by method '{config.method.name}'")
-            found = record.load(key, origin, *more)
-            traces = encode_traces(found, tokenizer, config.data, context, record.counts(key, "traces"))
+        prompts = read_prompts(config, tokenizer, context, record) if RL in needed else []
+        traces = read_traces(config, tokenizer, context, record) if SFT in needed else []
         evaluation: dict[str, HeldOut] = {}
         # What is evaluated is not trained on: training.max_length does not bound it.
         whole = shape.max_positions if room is None else room.context
-        for number, most in enumerate(_evaluated_tokens(config)):
+        for number, most in enumerate(evaluated_tokens(config)):
             held_out = config.data.evaluation[number]
             name = source_name(held_out)
             if name in evaluation:
                 raise ConfigError(
                     f"two evaluation sets are called '{name}'; give them different data.evaluation.N.name"
                 )
-            key = f"data.evaluation.{number}"
-            found, counts = record.load(key, held_out), record.counts(key, "prompts")
-            mend = f"lower evaluation.max_new_tokens or {key}.max_new_tokens"
-            asked = encode_prompts(found, tokenizer, config.data, whole - most, counts, mend)
-            params = SamplingParams(most, held_out.temperature, 1.0, stops, config.run.seed)
+            asked = read_held_out(config, number, tokenizer, whole, record)
+            params = SamplingParams(
+                most, held_out.temperature, 1.0, stops, config.run.seed, stop_texts=template.stop_texts
+            )
             evaluation[name] = HeldOut(asked, params, held_out.answers, held_out.every)
         run.inputs(record.entries, tokenizer_digests(source), model_facts(shape, stops))
         _check_held_out([*(p.problem for p in prompts), *(t.problem for t in traces if t.problem)], evaluation)
         judged = [p.problem for found in (prompts, *(held.prompts for held in evaluation.values())) for p in found]
         remarks = check_golds(judged)
+        if layout.is_main:
+            check_contradictions(config, record)
+            remarks = [*record.lines(), *remarks]
     with shown(f"loading {source}"):
         policy = build_policy(
             config,
@@ -196,10 +187,10 @@ def _open(
         return tokenizer.decode(tokens, skip_special_tokens=True)
 
     runner = PassRunner(policy, config.objective, config.training.max_tokens_per_microbatch)
-    engines: list[Engine] = [EmbeddedEngine(policy.chunks, config.rollout.batch_size)]
+    engines: list[Engine] = [EmbeddedEngine(policy.chunks, config.rollout.batch_size, decode)]
     if room is not None:
         with shown(f"waiting for {config.rollout.engine}"):
-            remote = room.open(policy.live_source(), runner.score_prompts)
+            remote = room.open(policy.live_source(), runner.score_prompts, decode)
         for engine in remote:
             stack.callback(engine.close)
         engines = list(remote)
@@ -207,7 +198,10 @@ def _open(
     collectors = [Collector(config, engine, judge, layout) for engine in engines]
     seed = config.run.seed
     prompt_order = ShuffledSampler(max(len(prompts), 1), seed + _RL_ORDER)
-    sampling = SamplingParams(new, config.rollout.temperature, config.rollout.top_p, stops, seed, config.rollout.top_k)
+    rollout = config.rollout
+    sampling = SamplingParams(
+        new, rollout.temperature, rollout.top_p, stops, seed, rollout.top_k, stop_texts=template.stop_texts
+    )
     schedule: Schedule
     if config.debug.only == "training":
         assert config.debug.rollouts is not None

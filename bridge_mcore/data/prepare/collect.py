@@ -14,7 +14,7 @@ from bridge_mcore.data.prepare.measure import Measure
 from bridge_mcore.data.prepare.pairing import TIERS, TierName
 from bridge_mcore.data.prepare.read import Item
 from bridge_mcore.data.prepare.recipe import Recipe
-from bridge_mcore.data.problem import Problem
+from bridge_mcore.data.problem import DEFAULT_REWARD, Problem
 from bridge_mcore.rewards import MathVerifier, Verdict
 
 #: Traces verified together: enough to keep the workers busy; of R1's, some 4 MB.
@@ -81,13 +81,17 @@ class Collector(AbstractContextManager["Collector"]):
     def flush(self) -> None:
         """Verify what waits."""
         waiting, self._waiting = self._waiting, []
-        pairs = [(candidate.item.answer, candidate.trace) for candidate in waiting]
-        verdicts: Sequence[Verdict | None] = [None] * len(pairs)
+        # Boxes are what the reward of mathematics reads; another reward's answers stand elsewhere.
+        checked = [c for c in waiting if self._verifier is not None and c.item.reward == DEFAULT_REWARD]
+        verdicts: dict[int, Verdict] = {}
         if self._verifier is not None:
-            verdicts = self._verifier.verify(pairs)
-        for candidate, verdict in zip(waiting, verdicts, strict=True):
+            found = self._verifier.verify([(c.item.answer, c.trace) for c in checked])
+            verdicts = {id(c): verdict for c, verdict in zip(checked, found, strict=True)}
+        for candidate in waiting:
+            verdict = verdicts.get(id(candidate))
             if verdict is None or verdict.verdict == "correct":
-                self.counts["verified" if verdict else "not verified, as asked"] += 1
+                why = "as asked" if self._verifier is None else f"reward {candidate.item.reward.partition(':')[0]}"
+                self.counts["verified" if verdict else f"not verified, {why}"] += 1
                 self._keep(candidate)
             elif verdict.verdict == "incorrect":
                 self.counts["no box" if verdict.reason.startswith("no \\boxed") else "wrong answer"] += 1
@@ -101,7 +105,9 @@ class Collector(AbstractContextManager["Collector"]):
         if bounds is not None and not bounds[0] <= length <= bounds[1]:
             self.counts["outside trace_length"] += 1
             return
-        problem = Problem(item.id, item.prompt, item.answer, candidate.trace, item.source, item.reward)
+        problem = Problem(
+            item.id, item.prompt, item.answer, candidate.trace, item.source, item.reward, system=item.system
+        )
         fitted = self._measure.fit(problem, recipe.limit.length, recipe.limit.policy == "cut")
         if fitted is None:
             self.counts["over the limit, dropped"] += 1
@@ -148,7 +154,10 @@ def _line(candidate: Candidate, text: str, finished: bool) -> bytes:
 
 def item_row(item: Item) -> dict[str, Any]:
     """The row of train_rl.jsonl."""
-    row: dict[str, Any] = {"prompt": item.prompt, "answer": item.answer, "id": item.id, "source": item.source}
+    prompt: Any = item.prompt
+    if item.system is not None:  # as reading a row finds it again
+        prompt = [{"role": "system", "content": item.system}, {"role": "user", "content": item.prompt}]
+    row: dict[str, Any] = {"prompt": prompt, "answer": item.answer, "id": item.id, "source": item.source}
     row["reward"] = item.reward
     return row if item.difficulty is None else row | {"difficulty": item.difficulty}
 

@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.config.rewards import plugins_among
 from bridge_mcore.config.schema import DataSource
 from bridge_mcore.data.card import file_hash
-from bridge_mcore.data.prepare.recipe import Origin, Recipe, data_source, local_path
+from bridge_mcore.data.messages import BadRow
+from bridge_mcore.data.prepare.recipe import Origin, Recipe, data_source, local_path, trace_columns
 from bridge_mcore.data.problem import DEFAULT_REWARD
 from bridge_mcore.data.problems import checked_id, source_name
 from bridge_mcore.data.rows import (
     PROMPT_COLUMNS,
     TRACE_COLUMNS,
-    BadRow,
     column_of,
     detect_format,
-    question_text,
+    question_of,
     reward_of,
     trace_text,
 )
@@ -44,6 +45,7 @@ class Item:
     place: str
     difficulty: float | None
     traces: tuple[str, ...]
+    system: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +124,16 @@ def problems_of(opened: Opened, streaming: bool) -> Iterator[Item | Left]:
             row_format = detect_format(row, opened.source, place)
             columns = _trace_columns(opened.origin, row, row_format.trace)
         try:
-            prompt, answer, worked = row_format.read(row)
-            prompt = _without_suffix(prompt, opened.origin.prompt_suffix)
+            reward = opened.source.reward or reward_of(row, plugins_among([opened.source.reward])) or DEFAULT_REWARD
+            read = row_format.read(row, reward)
+            prompt = _without_suffix(read.prompt, opened.origin.prompt_suffix)
             if row_format.kind == "gsm8k":
-                texts = [worked]
+                texts = [read.trace]
             else:
                 # As they stand in the row: a box that reading adds to a solution would verify by itself.
                 texts = [trace_text(column_of(row, column), column) for column in columns]
             traces = tuple(t for text in texts if text and (t := _thinking(text, opened.origin.thinking)))
-            number = checked_id(prompt, answer, "".join(traces))
-            reward = reward_of(row) or DEFAULT_REWARD
+            number = checked_id(prompt, read.answer, "".join(traces), read.system)
         except BadRow as error:
             yield _bad(opened, place, error)
             continue
@@ -140,7 +142,7 @@ def problems_of(opened: Opened, streaming: bool) -> Iterator[Item | Left]:
             yield Left(place, "inside a chat template", f"the prompt holds {mark}; take the template off first")
             continue
         difficulty = difficulty_of(row, opened.origin.difficulty_field)
-        yield Item(prompt, answer, number, opened.name, reward, place, difficulty, traces)
+        yield Item(prompt, read.answer, number, opened.name, reward, place, difficulty, traces, read.system)
     if none:
         raise DataError(f"{opened.key} ({opened.name}) holds no rows; at least one problem is needed")
 
@@ -163,7 +165,7 @@ def traces_of(opened: Opened) -> Iterator[tuple[str, str, float | None, tuple[st
                 )
         assert column is not None
         try:
-            question = question_text(row, column)
+            question, _ = question_of(row, column, answered=column in columns)
             texts = [trace_text(column_of(row, name), name) for name in columns]
             traces = tuple(t for text in texts if text and (t := _thinking(text, opened.origin.thinking)))
             checked_id(question, "", "".join(traces))
@@ -175,8 +177,8 @@ def traces_of(opened: Opened) -> Iterator[tuple[str, str, float | None, tuple[st
 
 
 def _trace_columns(origin: Origin, row: Mapping[str, Any], found: str | None) -> list[str]:
-    if origin.trace_fields:
-        return origin.trace_fields
+    if named := trace_columns(origin):
+        return named
     if "r1_solution_1" in row:
         return [name for name in _R1_COLUMNS if name in row]
     known = found or next((name for name in TRACE_COLUMNS if name in row), None)

@@ -13,6 +13,7 @@ from bridge_mcore.config.load import load_section, raise_problems
 from bridge_mcore.config.machine import processes_problem
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.config.outputs import directory_problem
+from bridge_mcore.config.rewards import RewardName
 from bridge_mcore.config.schema import DataSource
 from bridge_mcore.config.types import (
     Allowed,
@@ -59,7 +60,15 @@ class Origin(Section):
     format: Literal["auto", "gsm8k", "math", "fields"] = Field("auto", description="how rows are read")
     prompt_field: Name | None = Field(None, description="column of the problem; a.b is column b inside column a")
     answer_field: Name | None = Field(None, description="column of the right answer")
-    trace_fields: list[Name] = Field([], description="columns of the traces (default: found by name)")
+    trace_field: Name | None = Field(None, description="column of the trace (default: found by name)")
+    trace_fields: list[Name] = Field([], description="columns of the traces, where there are several")
+    golds: Literal["all", "any"] = Field(
+        "all", description="a row with a list of right answers: a response must give all of them, or any one of them"
+    )
+    system_messages: Literal["keep", "drop"] = Field(
+        "keep", description="system messages in lists of chat messages: part of the prompt, or left out"
+    )
+    reward: RewardName | None = Field(None, description="which reward judges its answers (default: column `reward`)")
     difficulty_field: Name | None = Field(None, description="column of the difficulty; -1, 0 and null mean unknown")
     only_field: Name | None = Field(None, description="column that `only_range` is about, such as a year")
     only_range: Range | None = Field(None, description="rows whose only_field is outside are left out and counted")
@@ -171,19 +180,37 @@ def origins(recipe: Recipe) -> Iterator[tuple[str, Origin]]:
 
 
 def local_path(recipe: Recipe, origin: Origin) -> Path | None:
-    """The file or directory that a source is read from, None for the hub."""
+    """The file or directory that a source is read from, None for the hub: what `files` lacks comes from there."""
     if origin.path is not None:
         return origin.path
-    return recipe.files / origin.file if recipe.files is not None and origin.file is not None else None
+    if recipe.files is None or origin.file is None:
+        return None
+    path = recipe.files / origin.file
+    return path if path.exists() or origin.dataset is None else None
+
+
+def from_hub(recipe: Recipe) -> list[str]:
+    """What a recipe reads from the hub although `files` is given, a line each."""
+    return [
+        f"· {origin.name or key}: {recipe.files} holds no {origin.file}; it is read from the hub ({origin.dataset})"
+        for key, origin in origins(recipe)
+        if recipe.files is not None and origin.file is not None and local_path(recipe, origin) is None
+    ]
+
+
+def trace_columns(origin: Origin) -> list[str]:
+    """The columns of traces that a source names."""
+    return origin.trace_fields or ([origin.trace_field] if origin.trace_field is not None else [])
 
 
 def data_source(recipe: Recipe, origin: Origin) -> DataSource:
     """The same source in the schema of a run's configuration."""
     path = local_path(recipe, origin)
-    keys = ("split", "format", "prompt_field", "answer_field", "limit", "bad_rows", "name")
+    keys = ("split", "format", "prompt_field", "answer_field", "limit", "bad_rows", "name", "golds", "system_messages",
+            "reward")  # fmt: skip
     shared = {key: getattr(origin, key) for key in keys}
     hub = {key: getattr(origin, key) for key in ("dataset", "dataset_config", "dataset_revision")} if not path else {}
-    trace = origin.trace_fields[0] if origin.trace_fields else None
+    trace = next(iter(trace_columns(origin)), None)
     return DataSource(path=path, trace_field=trace, **shared, **hub)
 
 
@@ -221,17 +248,30 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield "prompts is empty: name at least one source of problems with answers"
     for key, origin in origins(recipe):
         path = local_path(recipe, origin)
-        if path is None and origin.dataset is None:
-            about = f". It is {origin.about}" if origin.about else ""
-            yield f"{key}: give {key}.path (a file or directory) or {key}.dataset (a hub id){about}"
+        by_hand = origin.path is None and origin.dataset is None and origin.file is not None
+        if by_hand and not (path is not None and path.exists()):
+            # In the recipe's own words; all of them at once, and before anything is fetched.
+            folder = recipe.files or "DIR"
+            yield (
+                f"{origin.name or key}: its file is to be fetched by hand: {origin.about or origin.file}. Put it at "
+                f"{folder}/{origin.file}"
+                + ("" if recipe.files else " in any directory DIR and add files=DIR")
+                + "; what else is not there comes from the hub"
+            )
+        elif path is None and origin.dataset is None:
+            yield f"{key}: give {key}.path (a file or directory) or {key}.dataset (a hub id)"
         elif path is not None and not path.exists():
             yield f"{key}: {path} does not exist (in {Path.cwd()})" + (
                 f"; it is {origin.about}" if origin.about else ""
             )
         elif path is not None and path.is_file() and path.suffix not in SUFFIXES:
             yield f"{key}: {path} ends in '{path.suffix}'; choose from {', '.join(SUFFIXES)}"
+        if origin.trace_field is not None and origin.trace_fields:
+            yield f"{key}: trace_field and trace_fields say the same; give one of them"
         if (origin.only_field is None) != (origin.only_range is None):
             yield f"{key}: only_field and only_range go together"
+    if recipe.files is not None and not recipe.files.is_dir():
+        yield f"files = {recipe.files} is no directory (in {Path.cwd()})"
     names = [origin.name for origin in recipe.prompts if origin.name]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"prompts: two sources are called {name}; reports could not tell them apart"

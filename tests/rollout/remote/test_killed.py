@@ -50,6 +50,7 @@ def check_steps(directory: Path, steps: int) -> list[dict[str, float]]:
     return metrics
 
 
+@pytest.mark.slow
 def test_killed_at_five_moments(tmp_path: Path) -> None:
     done = run(",".join(MOMENTS), tmp_path / "run", "training.steps=7", "servers.max_restarts=5")
     assert done.returncode == 0, done.stdout[-4000:]
@@ -70,10 +71,13 @@ def test_killed_in_a_broadcast(tmp_path: Path) -> None:
     assert max(m["seconds_step"] for m in metrics) < 90, "a dead member was waited for"
 
 
-def test_lost_too_often_the_run_is_saved_and_goes_on(tmp_path: Path) -> None:
+def test_a_loss_is_survived_and_one_too_many_ends_the_run_which_goes_on(tmp_path: Path) -> None:
+    """Killed while weights come, started again; killed while it works, saved and resumed."""
     directory = tmp_path / "run"
-    done = run("idle,generating", directory, "training.steps=4", "servers.max_restarts=1")
+    done = run("bucket,generating", directory, "training.steps=4", "servers.max_restarts=1")
     assert done.returncode == 3, done.stdout[-4000:]
+    assert re.findall(r"KILLED (\w+) at version (\d)", done.stdout) == [("bucket", "1"), ("generating", "2")]
+    assert done.stdout.count("was killed by SIGKILL; starting it again (1 of at most 1 losses)") == 1
     error = done.stdout[done.stdout.index("ERROR 3") :]
     assert "was killed by SIGKILL; the end of its log" in error and "servers.max_restarts = 1" in error
     assert re.search(r"^ {4}\[20\d\d-", error, re.MULTILINE), "the server's last lines are shown"

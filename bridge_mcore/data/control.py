@@ -1,0 +1,128 @@
+"""Texts of data as tokens: what they say is text, whatever it spells; a control token comes from a template alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from bridge_mcore.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: How control tokens look that a tokenizer's files do not call special: `<|fim_prefix|>`, DeepSeek's `<｜User｜>`.
+_LOOKS_LIKE_CONTROL = re.compile(r"<\|[^<>|]*\|>|<｜[^<>｜]*｜>|</?(?:tool|function)[\w-]*>|\[/?[A-Z_]{3,}\]")
+#: Marks that belong to an answer: a trace that thinks must spell them as the policy does.
+_OF_AN_ANSWER = re.compile(r"think|thought|reason|solution|answer", re.IGNORECASE)
+#: A character that few tokenizers know, and no normaliser takes away.
+_RARE = "\U00013000"
+_PRIVATE = range(0xE000, 0xF8FF)
+
+
+class TextCodec:
+    """A tokenizer's reading of texts in which nothing becomes a control token.
+
+    Attributes:
+        marks: control tokens by how they are spelt: the special ones and those that look like it, without `<unk>` and
+            the marks of thoughts and answers.
+        unknown: id of what the tokenizer does not know, or None.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        roles = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+        unknown = tokenizer.unk_token_id
+        self.unknown: int | None = None if unknown in roles else unknown
+        added = tokenizer.added_tokens_decoder
+        named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=False))
+        named |= {t.content: i for i, t in added.items() if t.special or _LOOKS_LIKE_CONTROL.fullmatch(t.content)}
+        self.marks: dict[str, int] = {
+            text: token
+            for text, token in named.items()
+            if text and token != self.unknown and not _OF_AN_ANSWER.search(text)
+        }
+        self._ids = frozenset(self.marks.values())
+        longest_first = sorted(self.marks, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._known: dict[str, bool] = {}
+        # Where a normaliser comes before a control token is looked for, other spellings make it too.
+        self._loose = any(token.normalized for i, token in added.items() if i in self._ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text whose control tokens are meant."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def spelt(self, text: str) -> list[str]:
+        """The control tokens that a text spells."""
+        return self._pattern.findall(text) if self._pattern is not None else []
+
+    def literal(self, text: str) -> list[int]:
+        """Ids of a text, none of them a control token. Raises DataError where the tokenizer knows no other way."""
+        return self.rendered(lambda texts: texts[0], [text])
+
+    def rendered(
+        self, render: Callable[[list[str]], str], texts: Sequence[str], shorten: Callable[[str], str] = str
+    ) -> list[int]:
+        """Ids of what a template makes of texts: its own control tokens are meant, those that the texts spell are not.
+
+        Where texts spell one, the template is given a sign in its place, so that the two can be told apart.
+        shorten: what of the template's text is taken. Raises as `literal`.
+        """
+        found = [mark for text in texts for mark in self.spelt(text)]
+        if self._loose:
+            for text in texts:
+                if self._ids.intersection(self.encode(self._pattern.sub(" ", text) if self._pattern else text)):
+                    raise DataError(
+                        f"a text makes a control token of the tokenizer, in another spelling: {text[:60]!r}"
+                    )
+        if not found or self._pattern is None:
+            return self.encode(shorten(render(list(texts))))
+        everything = "".join(texts)
+        sign = next(chr(code) for code in _PRIVATE if chr(code) not in everything)
+        numbers = {mark: number for number, mark in enumerate(dict.fromkeys(found))}
+        signed = [self._pattern.sub(lambda match: f"{sign}{numbers[match[0]]}{sign}", text) for text in texts]
+        text = re.sub(rf"{sign}\d*\Z", "", cut) if (cut := shorten(whole := render(signed))) != whole else whole
+        marks, ids = list(numbers), []
+        for position, piece in enumerate(re.split(rf"{sign}(\d+){sign}", text)):
+            if position % 2:
+                ids += self._as_text(marks[int(piece)])
+            elif piece:
+                ids += self.encode(piece)
+        return ids
+
+    def _as_text(self, mark: str) -> list[int]:
+        """Ids of the characters of a control token."""
+        for parts in ([mark], [mark[:1], mark[1:]], list(mark)):
+            ids = [token for part in parts for token in self._without_added(part)]
+            if ids and not self._ids.intersection(ids):
+                return ids
+        raise DataError(
+            f"a text spells the control token {mark}, which this tokenizer cannot read as text; take it out"
+        )
+
+    def _without_added(self, text: str) -> list[int]:
+        """Ids of a text by the tokenizer's model alone: normalised and split, but with no added token in it."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:  # one in Python: added tokens are longer than one character
+            return self.encode(text)
+        if backend.normalizer is not None:
+            text = backend.normalizer.normalize_str(text)
+        splits = [text]
+        if backend.pre_tokenizer is not None:
+            splits = [split for split, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+        return [token.id for split in splits for token in backend.model.tokenize(split)]
+
+    @cached_property
+    def _drops(self) -> bool:
+        """Whether what is not known is left out, without a token for it."""
+        return not self.encode(_RARE)
+
+    def loses(self, text: str) -> bool:
+        """Whether the tokenizer leaves characters of a text out."""
+        if not self._drops:
+            return False
+        for char in set(text) - self._known.keys():
+            self._known[char] = char.isspace() or bool(self.encode(char))
+        return not all(self._known[char] for char in set(text))
