@@ -139,7 +139,7 @@ def evaluate(
     Examples:
       bridge-mcore eval Qwen2.5-3B --suite paper --data-dir benchmarks --engine sglang
       bridge-mcore eval base=Qwen2.5-3B bridge=runs/bridge --suite paper --samples 16 --temperature 0.6
-      bridge-mcore eval runs/quickstart/export --data running_sums --template plain --max-new-tokens 32
+      bridge-mcore eval runs/quickstart/export --data running_sums --template plain --max-new-tokens 40
       bridge-mcore scores evaluations/paper --show-failures 3
     """
     from bridge_mcore.config.checks import inference_problems
