@@ -268,7 +268,7 @@ def test_an_answer_that_repeats_the_question_is_no_answer(verifier: MathVerifier
 
     before = verifier.counts.copy()
     assert judged("70", r"\binom{8}{4}", r"Compute $\dbinom{8}{4}$.") == "incorrect"
-    assert judged("70", r"8\cdot 7\cdot 5/4", r"Compute $\dbinom{8}{4}$.") == "correct"
+    assert judged("70", r"\frac{140}{2}", r"Compute $\dbinom{8}{4}$.") == "correct"
     assert judged("70", r"\dbinom{8}{4}", r"Compute $\dbinom{8}{4}$.") == "incorrect"
     assert judged("6", r"\sqrt{36}", r"What is $\sqrt{36}$?") == "incorrect"
     assert judged("391", r"17 \cdot 23", r"What is $17\cdot23$?") == "incorrect"
