@@ -87,9 +87,11 @@ _FENCES = {"()": "p", "[]": "b", r"\{\}": "B", "||": "v"}
 _IDENTITY = re.compile(r"(?<=\))\s*\\equiv(?![A-Za-z])")
 
 _DOT = r"(?:\\dot\s*(?:\{\s*(?:\d)\s*\}|\d)|\\overset\s*\{\s*\.\s*\}\s*\{\s*\d\s*\})"
-_DOTTED = re.compile(rf"(?P<front>\d*\.\d*)(?P<first>{_DOT})(?:(?P<between>(?:\d|{_DOT})*)(?P<last>{_DOT}))?")
+_FRONT = r"(?<![\d.])(?P<front>\d*\.\d*)"  # each numeral is tried once, from its beginning
+_DOTTED = re.compile(rf"{_FRONT}(?P<first>{_DOT})(?:(?P<between>(?:\d|{_DOT})*)(?P<last>{_DOT}))?")
 _BAR = re.compile(
-    r"(?P<front>\d*\.\d*)\s*(?P<brace>\{\s*)?\\(?:overline|bar|widebar)\s*(?:\{\s*(?P<group>\d+)\s*\}|(?P<one>\d))(?(brace)\s*\})"
+    rf"{_FRONT}\s*(?P<brace>\{{\s*)?\\(?:overline|bar|widebar)\s*"
+    r"(?:\{\s*(?P<group>\d+)\s*\}|(?P<one>\d))(?(brace)\s*\})"
 )
 _ROUND = re.compile(r"(?<![\w.)}])(?P<front>\d*\.\d*)\((?P<period>\d+)\)(?=\s*(?:[,;)}\]%]|\\%|\\text|\\\}|\Z))")
 
