@@ -38,9 +38,9 @@ def verify(
         Path,
         typer.Argument(
             metavar="FILE",
-            help='JSONL file with a line {"gold": "...", "response": "..."} per answer; "-" reads standard input. '
-            'With the question as "prompt" a line is judged as in training: its answer must be worked out, and must not '
-            "repeat the question. Other keys are ignored, and so are blank lines.",
+            help='JSONL file with a line {"gold": "...", "response": "..."} per answer; "-" reads stdin. '
+            'With the question as "prompt" a line is judged as in training: its answer must be worked out and must '
+            "not repeat the question. Other keys are ignored, and so are blank lines.",
             callback=user_path,
         ),
     ],

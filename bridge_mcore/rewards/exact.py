@@ -53,6 +53,7 @@ def _unwrap(text: str, left: str, right: str) -> str:
 
 
 _TEXT_ONLY = re.compile(r"\\text\{([^{}]*)\}[,.]?")
+_TEXT_IN_TEXT = re.compile(r"\\text\{\\text\{([^{}]*)\}\}")
 #: What may be part of every spelling; without one of these characters nothing below applies but the spaces.
 _COMMANDS = re.compile(r"[\\${}=<>!~^(\[\]]")
 _SPELLING = [
@@ -100,6 +101,8 @@ def canonical(text: str) -> str:
         text = plain_latex(text)
         for pattern, replacement in _SPELLING[1:5]:
             text = pattern.sub(replacement, text)
+        if r"\text{\text" in text:
+            text = _TEXT_IN_TEXT.sub(r"\\text{\1}", text)
         if whole := _TEXT_ONLY.fullmatch(text):
             text = clean(whole[1])
         for pattern, replacement in _SPELLING[5:]:

@@ -34,7 +34,7 @@ _RARE = re.compile(
     rf"\\(?:{_NOTHING}|{_SPACE_NAMES}|{_DRESS}|mathbf|boldsymbol|bm|pmb|[hv]?phantom|[hv]space|[hm]?skip|m?kern|mskip"
     r"|textcolor|color|colorbox|fcolorbox|over|choose|textsf|texttt|textsc|textsl|textmd|emph|hbox|middle|m(?:left|right)"
     r"|nicefrac|sfrac|flatfrac|degrees?|textdegree|ang|leqq|geqq|lbrack|rbrack|dot|bar|overset|overline|label"
-    r"|[pbBvV]?matrix|begin|hline|cr|bmod|coloneqq|vcentcolon|equiv|mapsto|[ij]math|hat|vec|widehat)(?![A-Za-z])"
+    r"|[pbBvV]?matrix|begin|hline|cr|bmod|coloneqq|vcentcolon|equiv|rm|bf|it|sf|tt|mapsto|[ij]math|hat|vec|widehat)(?![A-Za-z])"
     r"|\\\\\s*\Z|\A\s*\\\\|\A\s*<|:=|\b(?:np|numpy|math)\.|\^\s*\{?\s*(?:\\text\{)?o|\.\d*\(\d|\{:\}|[\]\[]"
 )
 _RULES: list[_Rule] = [
@@ -54,6 +54,8 @@ _RULES: list[_Rule] = [
     (re.compile(r"\\lbrack(?![A-Za-z])"), "["),
     (re.compile(r"\\rbrack(?![A-Za-z])"), "]"),
     (re.compile(r"\{:\}"), ":"),
+    (re.compile(r"\{\s*\\(?:rm|bf|it|sf|tt)\s+([A-Za-z. ]+)\}"), r"\\text{\1}"),
+    (re.compile(r"\\(?:rm|bf|it|sf|tt)(?![A-Za-z{])\s*(?!\{)"), ""),
     (re.compile(r"\A\s*<([^<>=]+,[^<>=]+)>\s*\Z"), r"\\langle \1\\rangle"),
     (re.compile(r"\\([ij])math(?![A-Za-z])"), r"\1"),
     (re.compile(r"\\(?:mathbf|boldsymbol|bm|hat|vec|widehat)\s*\{\s*\\(?:mathbf|boldsymbol|bm|hat|vec|widehat)\s*\{?\s*([ijk])"
@@ -85,8 +87,12 @@ _FENCES = {"()": "p", "[]": "b", r"\{\}": "B", "||": "v"}
 _IDENTITY = re.compile(r"(?<=\))\s*\\equiv(?![A-Za-z])")
 
 _DOT = r"(?:\\dot\s*(?:\{\s*(?:\d)\s*\}|\d)|\\overset\s*\{\s*\.\s*\}\s*\{\s*\d\s*\})"
-_DOTTED = re.compile(rf"(?P<front>\d*\.\d*)(?P<first>{_DOT})(?:(?P<between>(?:\d|{_DOT})*)(?P<last>{_DOT}))?")
-_BAR = re.compile(r"(?P<front>\d*\.\d*)\s*\{?\s*\\(?:overline|bar|widebar)\s*(?:\{\s*(?P<group>\d+)\s*\}|(?P<one>\d))")
+_FRONT = r"(?<![\d.])(?P<front>\d*\.\d*)"  # each numeral is tried once, from its beginning
+_DOTTED = re.compile(rf"{_FRONT}(?P<first>{_DOT})(?:(?P<between>(?:\d|{_DOT})*)(?P<last>{_DOT}))?")
+_BAR = re.compile(
+    rf"{_FRONT}\s*(?P<brace>\{{\s*)?\\(?:overline|bar|widebar)\s*"
+    r"(?:\{\s*(?P<group>\d+)\s*\}|(?P<one>\d))(?(brace)\s*\})"
+)
 _ROUND = re.compile(r"(?<![\w.)}])(?P<front>\d*\.\d*)\((?P<period>\d+)\)(?=\s*(?:[,;)}\]%]|\\%|\\text|\\\}|\Z))")
 
 #: Intervals as they are written in French: an end that is left out has its bracket turned outwards.

@@ -35,7 +35,7 @@ class _Numbers:
         library: its functions and constants, as cmath calls them.
         of: a rational as such a number.
         least, largest: magnitudes of terms beyond which values are not to be trusted.
-        largest_argument: of a function.
+        largest_argument: of a function, but for the base of a power.
         cancelled: relative size of a sum below which its value may be nothing but rounding.
     """
 
@@ -190,9 +190,10 @@ class _Evaluator:
             raise _Unknown
         function, arguments = self._arithmetic.opaque[atom]
         values = []
-        for argument in arguments:
+        for i, argument in enumerate(arguments):
             value, size = self.quotient(argument)
-            if size > self._numbers.largest_argument or abs(value) < self._numbers.least * size:
+            most = self._numbers.largest if function == "^" and i == 0 else self._numbers.largest_argument
+            if size > most or abs(value) < self._numbers.least * size:
                 raise _Unknown
             values.append(value)
         exponent = arguments[1].constant() if function == "^" else None

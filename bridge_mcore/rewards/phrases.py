@@ -7,7 +7,7 @@ import re
 _HINT = re.compile(r"answer|result|solution|ans\b|forall|for (?:all|any|every|each)|\\in ?\\mathbb", re.IGNORECASE)
 _LEADING = re.compile(
     r"\s*(?P<text>\\text\{)?\s*(?:(?:so|thus|hence|therefore|then),?\s+)?(?:(?:the|our|my)\s+)?(?:final\s+|correct\s+)?"
-    r"(?:answer|ans|result|solution)\s*(?:\(s\))?(?:is|are|=|:|\s)+(?P<close>\s*\})?\s*",
+    r"(?:answer|ans|result|solution)s?\s*(?:\(s\))?(?:is|are|=|:|\s)+(?P<close>\s*\})?\s*",
     re.IGNORECASE,
 )
 _SET = r"(?:\\mathbb ?\{?[RCQZN]\}?|\\R)(?:\^\{?[+*]\}?|_\{?[+>0-9]+\}?)?"

@@ -24,7 +24,7 @@ _EXACT_DECIMAL = re.compile(r"\d*\.\d|e[+-]?\d")
 #: What Math-Verify may be asked. It reads what it can of anything else, and so finds 5 in `4 # 5`.
 _FORMULA = re.compile(r"(?:[A-Za-z0-9+\-*/^_(){}\[\]|!.,'&=<> ]|\\[A-Za-z]+(?![A-Za-z])|\\\\)*", re.ASCII)
 _DEGREES = re.compile(
-    r"(\d+(?:\.\d+)?|\\frac\{[^{}]*\}\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]|\([^()]*\)|\{[^{}]*\})"
+    r"((?<![\d.])\d+(?:\.\d+)?|\\frac\{[^{}]*\}\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]|\([^()]*\)|\{[^{}]*\})"
     r"\^(?:\{\\circ\}|\\circ(?![A-Za-z])) ?"
 )
 _COMMANDS_NAMES = """
@@ -182,7 +182,7 @@ def measure_value(text: str) -> str:
 
 
 def _in_radians(text: str) -> str:
-    return _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
+    return _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text) if r"\circ" in text else text
 
 
 def words(text: str) -> str:

@@ -1,8 +1,8 @@
 r"""Random answers with others that are equal by construction or unequal by value.
 
 An expression is a tree. Equal ones come from it by rewriting steps that hold for all values, and both are written in
-random spellings. Unequal ones come from a change, and count only where their values, computed from the trees with mpmath
-and without the package, are clearly apart at two random points.
+random spellings. Unequal ones come from a change, and count only where their values, which mpmath computes from the
+trees without the package, are clearly apart at two random points.
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ def expression(rng: random.Random, depth: int, variables: bool) -> Tree:
     if kind < 0.7:
         return ("*", a, expression(rng, depth - 1, variables))
     if kind < 0.8:
-        return ("/", a, rng.choice([("n", Fraction(rng.randrange(2, 9))), ("root", ("n", Fraction(rng.randrange(2, 12))), 2)]))
+        return (
+            "/",
+            a,
+            rng.choice([("n", Fraction(rng.randrange(2, 9))), ("root", ("n", Fraction(rng.randrange(2, 12))), 2)]),
+        )
     if kind < 0.9:
         return ("^", a, 2)
     return ("-", a)
@@ -151,7 +155,11 @@ def latex(tree: Tree, rng: random.Random) -> str:
         return rng.choice([r"\pi", "π", r"{\pi}"])
     if kind in ("sin", "cos"):
         degrees = rng.choice([r"^\circ", r"^{\circ}", "°", r"\degree"])
-        inside = f"{tree[1]}{degrees}" if rng.random() < 0.6 else _fraction(tree[1].numerator, 180 * tree[1].denominator, r"\pi")
+        inside = (
+            f"{tree[1]}{degrees}"
+            if rng.random() < 0.6
+            else _fraction(tree[1].numerator, 180 * tree[1].denominator, r"\pi")
+        )
         return rf"\{kind}({inside})"
     if kind == "root":
         inside = latex(tree[1], rng)
@@ -186,7 +194,10 @@ def _number(of: Fraction, rng: random.Random) -> str:
     sign, size = "-" if of < 0 else "", abs(of)
     if size.denominator == 1:
         return f"{sign}{size.numerator}" if rng.random() < 0.8 else f"{sign}{size.numerator}.0"
-    ways = [sign + _fraction(size.numerator, size.denominator), sign + _fraction(3 * size.numerator, 3 * size.denominator)]
+    ways = [
+        sign + _fraction(size.numerator, size.denominator),
+        sign + _fraction(3 * size.numerator, 3 * size.denominator),
+    ]
     if 1000 % size.denominator == 0:
         ways.append(f"{sign}{float(size)}")
     return rng.choice(ways)
@@ -196,7 +207,17 @@ _LISTS = [
     ("{}, {}", "{}, {}"), (r"\{{ {}; {} \}}", r"\left\{{ {}; {} \right\}}"), ("({}; {})", r"\left( {}; {} \right)"),
     (r"\begin{{pmatrix}} {} \\ {} \end{{pmatrix}}", r"\left[\begin{{array}}{{c}} {} \\ {} \end{{array}}\right]"),
 ]  # fmt: skip
-_DRESSES = ["{}", "{}", "${}$", r"\displaystyle {}", r"\textcolor{{red}}{{{}}}", r"\text{{The answer is }}{}", "{{{}}}", r"{}\,", "{} ."]
+_DRESSES = [
+    "{}",
+    "{}",
+    "${}$",
+    r"\displaystyle {}",
+    r"\textcolor{{red}}{{{}}}",
+    r"\text{{The answer is }}{}",
+    "{{{}}}",
+    r"{}\,",
+    "{} .",
+]
 
 
 def fuzzed_pair(rng: random.Random) -> tuple[Pair, bool]:
