@@ -68,10 +68,15 @@ def load_problems(
             f"this one has {' and '.join(given) if given else 'none'}"
         )
     name = source_name(source)
+    notes = Notes() if notes is None else notes
     if source.task is not None:
         found = _generated(source, name)
-        return found if source.reward is None else [replace(p, reward=source.reward) for p in found]
-    return _load_rows(source, name, default_reward, plugins, Notes() if notes is None else notes, repeats)
+        found = found if source.reward is None else [replace(p, reward=source.reward) for p in found]
+    else:
+        found = _load_rows(source, name, default_reward, plugins, notes, repeats)
+    notes["rows"] += len(found)
+    notes["with_trace"] += sum(problem.trace is not None for problem in found)
+    return found
 
 
 def _generated(source: DataSource, name: str) -> list[Problem]:
@@ -152,8 +157,6 @@ def _load_rows(
         notes["skipped"] += len(skipped)
         _log.warning("%s: skipped %d of %d rows; the first: %s", where, len(skipped), len(skipped) + len(problems),
                      visible(skipped[0]))  # fmt: skip
-    notes["rows"] += len(problems)
-    notes["with_trace"] += sum(problem.trace is not None for problem in problems)
     return problems
 
 

@@ -13,6 +13,7 @@ from bridge_mcore.config.schema import Data
 from bridge_mcore.data.notes import Notes, lines
 from bridge_mcore.data.pairs import encode_prompts, encode_traces
 from bridge_mcore.data.problem import Problem
+from bridge_mcore.data.stops import load_tokenizer
 from bridge_mcore.data.templates import TEMPLATES, PromptTemplate
 from bridge_mcore.data.tokenizer import task_tokenizer
 from bridge_mcore.errors import ConfigError, DataError
@@ -238,3 +239,12 @@ def test_a_trace_that_begins_with_its_question():
     asked = problem("How much is 6*7?")
     _, notes = traced(byte_level(QWEN, CHATML), replace(asked, trace=f"{asked.prompt} It is 42."), asked)
     assert "1 of 2 traces begin with their own question" in said(notes)
+
+
+def test_a_word_of_several_characters_is_no_loss(tmp_path):
+    """`Q:` is a word of its own in a vocabulary that has no `Q`."""
+    task_tokenizer("running_sums").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    saved = load_tokenizer(tmp_path)
+    _, notes = traced(saved, problem("Q:a1b2A:", "1a3b\\boxed{3}"), template="plain")
+    assert not said(notes)
