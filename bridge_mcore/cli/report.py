@@ -56,6 +56,7 @@ def report(
     from dataclasses import asdict
 
     from bridge_mcore.config.outputs import file_problem
+    from bridge_mcore.monitoring.labels import run_labels
     from bridge_mcore.monitoring.progress import say
     from bridge_mcore.monitoring.report import draw_runs, markdown_table, read_runs, run_text, runs_table
     from bridge_mcore.monitoring.runs import facts
@@ -88,6 +89,9 @@ def report(
         if len(runs) == 1:
             console.print()
             console.print(run_text(runs[0]))
+        for label, run in zip(run_labels(runs), runs, strict=True):
+            for remark in run.remarks:
+                say(f"warning: {label + ': ' if len(runs) > 1 else ''}{remark}")
         console.print(f"figure: {path}", markup=False, soft_wrap=True)
 
 

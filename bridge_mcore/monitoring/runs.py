@@ -86,6 +86,12 @@ class Run:
         return self.setting("method.sft_steps") or max(self.total_steps // 2, 1)
 
     @property
+    def remarks(self) -> list[str]:
+        """What a finished run found to keep it from learning."""
+        said = self.summary.get("remarks") if self.finished else None
+        return [text for text in said if isinstance(text, str)] if isinstance(said, list) else []
+
+    @property
     def steps(self) -> int:
         """Steps done."""
         return self.metrics[-1]["step"] if self.metrics else 0
@@ -210,4 +216,5 @@ def facts(run: Run) -> dict[str, Any]:
         "memory_gib": max(memory) if memory else None,
         "verifier_timeouts": int(run.total("verifier_timeouts")),
         "verifier_errors": int(run.total("verifier_errors")),
+        "remarks": run.remarks,
     }

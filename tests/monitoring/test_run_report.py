@@ -234,6 +234,15 @@ def test_the_gain_is_explained_where_there_is_one(tmp_path: Path) -> None:
     assert "is good" not in text(tmp_path)
 
 
+def test_what_kept_a_run_from_learning_is_said_again(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, steps=3, total=3) for name in ("a", "b")]
+    summary = json.loads((runs[0] / "summary.json").read_text())
+    (runs[0] / "summary.json").write_text(json.dumps(summary | {"remarks": ["all are wrong", 3]}))
+    assert "\nwarning: all are wrong\n" in call(runs[0]) and "warning" not in call(runs[1])
+    assert "\nwarning: a (BRIDGE): all are wrong\n" in call(*runs)
+    assert [fact["remarks"] for fact in json.loads(call(*runs, "--json"))] == [["all are wrong"], []]
+
+
 def answer(directory: Path, step: int, right: Sequence[bool], first: int = 0) -> None:
     """Records of an evaluation, of problems that are numbered from `first`."""
     records = [
