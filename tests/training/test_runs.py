@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bridge_mcore.cli.main import main
+from bridge_mcore.config.expected import settings_digest
+from bridge_mcore.config.load import load_config
 from bridge_mcore.evaluation.records import read_records
 
 CONFIG = """
@@ -93,6 +95,21 @@ def test_what_is_evaluated_is_bounded_by_the_model_alone_and_not_trained_on(tmp_
     overlap = {"{task: running_sums, split: test, size: 8, difficulty: [2, 4]}": shared}
     config = config_for(tmp_path / "shared", tmp_path, **long, **overlap)
     assert "problems of evaluation set 'running_sums-train' are training prompts" in run(config, code=2)
+
+
+def test_a_run_compares_its_accuracy_with_what_its_settings_are_known_for(tmp_path):
+    short = {"warm_start: {steps: 80": "warm_start: {steps: 0", "steps: 8,": "steps: 1,"}
+    config = config_for(
+        tmp_path / "known", tmp_path, **short, **{"max_new_tokens: 20}": "max_new_tokens: 20}\nmethod: {name: sft}"}
+    )
+    digest = settings_digest(load_config(config, []))
+    expected = f"expected={{accuracy: [0.9, 1.0], measured: 3 runs, settings: {digest}}}"
+    out = run(config, expected, "run.seed=4")
+    assert json.loads((tmp_path / "known" / "summary.json").read_text())["settings"] == digest
+    last = out.splitlines()[-1]  # random weights: nothing right, and eight problems leave at most 32 % to chance
+    assert last.startswith(
+        "accuracy 0.0 %: below the range 90.0 to 100.0 % measured over 3 runs: something differs here"
+    )
 
 
 def test_a_whole_run_leaves_what_it_promises(whole, tmp_path):
