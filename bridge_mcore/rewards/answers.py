@@ -27,7 +27,7 @@ _MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\en
 _NUMERAL = re.compile(
     r"(?P<sign>-?)(?P<round>\()?(?:\\text\{)?(?P<digits>[0-9A-Za-z]+(?:,[0-9A-Za-z]{3})*(?:\.[0-9A-Za-z]+)?)\}?(?(round)\))"
     r"(?:_(?:\{\(?(?:\\text\{)? ?(?:base ?)?\}?(?P<base>\d+|[a-z]+)\}?\)?\}|(?P<b1>\d))"
-    r"|(?:\\text\{ ?(?:in )?| (?:in )?)base[- ]?\}?(?P<b2>\d+|[a-z]+)\}?)",
+    r"|(?:\\text\{ ?\(?(?:in )?| (?:in )?)base[- ]?\}?(?P<b2>\d+|[a-z]+)\)?\}?)",
     re.ASCII,
 )
 _BASE_NAMES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
@@ -174,6 +174,9 @@ def _conditions(text: str, items: tuple[Answer, ...], separators: set[str]) -> A
     Conditions that are joined by a comma hold together; where they cannot, as in ``x<1, x>2``, each is a case.
     """
     first = items[0]
+    if len(items) > 1 and not first.label and first.kind in ("region", "tuple") and items[1].kind == "region":
+        items = (_labelled(first, items[1].label), *items[1:])  # `(-2,9), x \\ne 5`
+        first = items[0]
     if any(item.kind == "region" for item in items):
         items = tuple(_case(item) for item in items)
     if first.kind == "region" and first.label and all(item.kind == "value" for item in items[1:]):
@@ -198,6 +201,13 @@ def _conditions(text: str, items: tuple[Answer, ...], separators: set[str]) -> A
     if not both and separators <= {",", ";"}:
         return Answer("region", text, pieces=tuple(joined(every)), label=label)
     return Answer("region", text, pieces=tuple(both), label=label) if both else None
+
+
+def _labelled(interval: Answer, label: str) -> Answer:
+    """An interval as a condition, if another condition with it has a name; else as it is."""
+    if not label:
+        return interval
+    return Answer("region", interval.text, pieces=as_region(interval).pieces, label=label)
 
 
 def _case(item: Answer) -> Answer:
