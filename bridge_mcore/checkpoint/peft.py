@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state as mpu
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bridge_mcore.checkpoint.finite import require_finite
 from bridge_mcore.checkpoint.hf import gather, local_parameters, partition_dim_of, raise_misfits
 from bridge_mcore.checkpoint.safetensors_dir import SafetensorsDirectory
+from bridge_mcore.checkpoint.safetensors_file import SafetensorsWriter
 from bridge_mcore.config.json_file import one_line, read_json_object, shown
 from bridge_mcore.config.schema import LORA_HOSTS, LORA_PROJECTIONS
 from bridge_mcore.errors import CheckpointError, ConfigError
@@ -245,7 +245,11 @@ def write_adapter(directory: Path, tensors: dict[str, Tensor], lora: LoRAShape, 
     for name, tensor in tensors.items():
         require_finite(name, tensor, directory)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    # Not safetensors' own writer: its files can be read by nobody else.
+    sizes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with SafetensorsWriter(directory / "adapter_model.safetensors", sizes) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, 0, tensor)
     alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": lora.rank,

@@ -20,6 +20,7 @@ from typing import Any
 from bridge_mcore.checkpoint import atomic
 from bridge_mcore.config.json_file import parse_json
 from bridge_mcore.errors import CheckpointError
+from bridge_mcore.monitoring.text import byte_size
 from bridge_mcore.platform.locks import FileLock
 
 _JOURNAL = ".journal"
@@ -181,7 +182,7 @@ def _write_all(temporary: Path, outputs: list[Output], journal: Any, workers: in
             future.add_done_callback(ended)
         total = sum(o.nbytes for o in outputs)
         try:
-            for _ in show(_percents(ticks, len(futures), total), 100, f"writing {total / 2**30:.2f} GiB (in %)"):
+            for _ in show(_percents(ticks, len(futures), total), 100, f"writing {byte_size(total)}, percent done"):
                 pass
         except BaseException:
             stop.set()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bridge_mcore.cli.options import MOST_PROCESSES, MOST_TOKENS, user_path
+from bridge_mcore.cli.options import MOST_PROCESSES, MOST_TOKENS, announce, user_path
 from bridge_mcore.config.json_file import one_line
 from bridge_mcore.config.outputs import directory_problem
 from bridge_mcore.errors import CheckpointError, ConfigError
@@ -29,6 +29,14 @@ def _target(path: Path) -> Path:
     return path
 
 
+def _source(path: Path) -> Path:
+    """What is read. CheckpointError, before torch is imported, if it is not there."""
+    path = user_path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    return path
+
+
 app = typer.Typer(
     help="Convert checkpoints between Hugging Face, Megatron and PEFT, exactly and in bounded memory.",
     no_args_is_help=True,
@@ -36,7 +44,7 @@ app = typer.Typer(
 )
 
 DtypeName = Literal["keep", "float32", "bfloat16", "float16"]
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="What to read.", callback=user_path)]
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="What to read.", callback=_source)]
 Target = Annotated[
     Path, typer.Argument(metavar="DST", help="Directory to write; it appears when it is complete.", callback=_target)
 ]
@@ -76,13 +84,22 @@ def hf_to_mcore(
     target: Target,
     tp: Annotated[
         int,
-        typer.Option("--tp", min=1, max=MOST_PROCESSES, help="Tensor-parallel size that the files are laid out for."),
+        typer.Option(
+            "--tp",
+            min=1,
+            max=MOST_PROCESSES,
+            metavar="N",
+            help="Tensor-parallel size that the files are laid out for.",
+        ),
     ] = 1,
-    pp: Annotated[int, typer.Option("--pp", min=1, max=MOST_PROCESSES, help="Pipeline-parallel size.")] = 1,
+    pp: Annotated[
+        int, typer.Option("--pp", min=1, max=MOST_PROCESSES, metavar="N", help="Pipeline-parallel size.")
+    ] = 1,
     vpp: Annotated[
-        int, typer.Option("--vpp", min=1, max=MOST_PROCESSES, help="Virtual pipeline stages of each process.")
+        int,
+        typer.Option("--vpp", min=1, max=MOST_PROCESSES, metavar="N", help="Virtual pipeline stages of each process."),
     ] = 1,
-    ep: Annotated[int, typer.Option("--ep", min=1, max=MOST_PROCESSES, help="Expert-parallel size.")] = 1,
+    ep: Annotated[int, typer.Option("--ep", min=1, max=MOST_PROCESSES, metavar="N", help="Expert-parallel size.")] = 1,
     dtype: Dtype = "keep",
     pad_vocab_to: Annotated[
         int, typer.Option(min=1, max=MOST_TOKENS, metavar="N", help="Pad the vocabulary to a multiple of N and of TP.")
@@ -160,8 +177,8 @@ def hf_to_hf(
 
 @app.command("merge-adapter")
 def merge_adapter(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="Hugging Face checkpoint.", callback=user_path)],
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="PEFT LoRA adapter of it.", callback=user_path)],
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="Hugging Face checkpoint.", callback=_source)],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="PEFT LoRA adapter of it.", callback=_source)],
     target: Target,
     dtype: Dtype = "keep",
     shard_gb: ShardGB = 5.0,
@@ -177,7 +194,7 @@ def merge_adapter(
 def extract_adapter(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SRC", help="A run, its checkpoint, or a tuned Hugging Face model.", callback=user_path),
+        typer.Argument(metavar="SRC", help="A run, its checkpoint, or a tuned Hugging Face model.", callback=_source),
     ],
     target: Target,
     base: Annotated[
@@ -235,7 +252,7 @@ def extract_adapter(
 @app.command("inspect")
 def inspect(
     path: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A checkpoint of any kind, an adapter or a run.", callback=user_path)
+        Path, typer.Argument(metavar="DIR", help="A checkpoint of any kind, an adapter or a run.", callback=_source)
     ],
     config: Config = None,
     verify: Annotated[
@@ -270,6 +287,7 @@ def inspect(
 
 def _prepare(dtype: DtypeName) -> torch.dtype | None:
     """Make Megatron importable on a CPU; the torch dtype of that name."""
+    announce("loading torch and Megatron")
     import torch
 
     from bridge_mcore.platform.device import setup_device

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bridge_mcore.cli.options import HOTTEST, MOST_COUNT, MOST_PROCESSES, MOST_ROWS, MOST_TOKENS, user_path, user_text
+from bridge_mcore.cli.serving import Engine, ServerSettings, Urls, servers_of
 from bridge_mcore.config.types import Device, DType, Template
 from bridge_mcore.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bridge_mcore.config.engines import Servers
     from bridge_mcore.evaluation.suites import Suite
 
 #: What tells a run, a checkpoint of one, and a directory of Megatron-LM's.
@@ -106,21 +106,9 @@ def evaluate(
             min=1, max=MOST_ROWS, metavar="N", help="Only the first N problems of each benchmark.", show_default=False
         ),
     ] = None,
-    engine: Annotated[
-        Literal["embedded", "sglang", "vllm"], typer.Option(help="What generates the answers.")
-    ] = "embedded",
-    url: Annotated[
-        list[str] | None,
-        typer.Option(metavar="URL", help="Servers that run already (may be repeated).", show_default=False),
-    ] = None,
-    server: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="A key of the configuration's section `servers`, such as tensor=2 or count=4 (may be repeated).",
-            show_default=False,
-        ),
-    ] = None,
+    engine: Engine = "embedded",
+    url: Urls = None,
+    server: ServerSettings = None,
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = "cpu",
     dtype: Annotated[
         DType | None, typer.Option(help="Of the weights.  [default: float32 on cpu, else bfloat16]", show_default=False)
@@ -151,7 +139,7 @@ def evaluate(
     Examples:
       bridge-mcore eval Qwen2.5-3B --suite paper --data-dir benchmarks --engine sglang
       bridge-mcore eval base=Qwen2.5-3B bridge=runs/bridge --suite paper --samples 16 --temperature 0.6
-      bridge-mcore eval runs/quickstart/export --data running_sums --template plain --max-new-tokens 32
+      bridge-mcore eval runs/quickstart/export --data running_sums --template plain --max-new-tokens 40
       bridge-mcore scores evaluations/paper --show-failures 3
     """
     from bridge_mcore.config.checks import inference_problems
@@ -182,12 +170,10 @@ def evaluate(
         problems.append(f"--output {one_line(output, 200)}: {problem}")
     if (problem := processes_problem("--workers", workers)) is not None:
         problems.append(problem)
-    if url and engine == "embedded":
-        problems.append("--url needs --engine sglang or vllm")
-    elif url and len(subjects) > 1:
+    if url and len(subjects) > 1:
         problems.append(f"--url: the same servers would answer for all {len(subjects)} models; evaluate one at a time")
     raise_problems(problems, "this evaluation cannot run")
-    servers = _servers(engine, url or [], server or [])
+    servers = servers_of(engine, url or [], server or [])
 
     from bridge_mcore.evaluation.options import EvaluationOptions, Serving
     from bridge_mcore.evaluation.suites import Answers, suite_problems
@@ -210,7 +196,7 @@ def scores(
     directories: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR...", help="What `bridge-mcore eval` wrote: of a model, or of several.", callback=user_path
+            metavar="DIR...", help="What `bridge-mcore eval` wrote, or a run directory.", callback=user_path
         ),
     ],
     form: Annotated[
@@ -228,13 +214,16 @@ def scores(
 ) -> None:
     """Show evaluations that were made before, and compare them with the first.
 
+    Of a run directory it shows the newest evaluation of each set.
+
     \b
-    Example:
+    Examples:
+      bridge-mcore scores runs/bridge runs/cold_start --show-failures 3
       bridge-mcore scores evaluations/paper/base evaluations/paper/bridge --format markdown
     """
     for directory in directories:
         if not directory.is_dir():
-            raise ConfigError(f"{directory} is no directory; give one that `bridge-mcore eval` wrote")
+            raise ConfigError(f"{directory} is no directory; give one that `bridge-mcore eval` wrote, or a run's")
 
     from bridge_mcore.config.machine import require_processes
     from bridge_mcore.evaluation.command import run_scores
@@ -266,34 +255,6 @@ def _suite(suite: str | None, data: str | None, only: str | None) -> tuple[Suite
     source = DataSource(path=path) if path is not None else DataSource(task=task, size=256, split="test")  # type: ignore[arg-type]
     name = "".join(c if c.isalnum() or c in "-_.+" else "-" for c in source_name(source)).lstrip(".") or "data"
     return Suite(benchmarks=[Benchmark(name=name, source=source)]), name
-
-
-def _servers(engine: str, urls: list[str], settings: list[str]) -> Servers:
-    """The section `servers` that the options describe, checked as in a configuration."""
-    from bridge_mcore.config.engine_checks import is_url, secret_problems, unreachable
-    from bridge_mcore.config.json_file import one_line
-    from bridge_mcore.config.load import load_values, raise_problems
-    from bridge_mcore.config.schema import Config
-
-    if settings and engine == "embedded":
-        raise ConfigError("--server needs --engine sglang or vllm")
-    values = [f"servers.{setting}" for setting in settings]
-    servers = load_values(Config, values).servers
-    patient = any(setting.startswith("start_seconds=") for setting in settings)
-    for url in urls:
-        if not is_url(url):
-            raise ConfigError(f"--url {one_line(url, 200)} is no URL such as http://host:30000")
-        if not patient and (reason := unreachable(url)) is not None:
-            raise ConfigError(
-                f"--url {url}: no server answers there ({reason}); start it first, or let this wait for it with "
-                "--server start_seconds=600"
-            )
-    if servers.mode == "external" and not (urls or servers.urls):
-        raise ConfigError("--server mode=external needs --url, of the servers that run already")
-    if urls:
-        servers = servers.model_copy(update={"mode": "external", "urls": urls})
-    raise_problems([*secret_problems(servers)], "this evaluation cannot run")
-    return servers
 
 
 def _half_context(model: Path) -> int:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
-from bridge_mcore.cli.options import HOTTEST, MOST_COUNT, MOST_TOKENS, user_path
+from bridge_mcore.cli.options import HOTTEST, MOST_COUNT, MOST_TOKENS, announce, user_path
+from bridge_mcore.cli.serving import Engine, ServerSettings, Urls, servers_of
 from bridge_mcore.config.types import Device, Template
 from bridge_mcore.errors import ConfigError
 
@@ -41,6 +45,9 @@ def generate(
     ] = 1.0,
     samples: Annotated[int, typer.Option(min=1, max=MOST_COUNT, metavar="K", help="Answers to give.")] = 1,
     seed: Annotated[int, typer.Option(min=0, max=2**40, metavar="N", help="Seed of sampling.")] = 0,
+    engine: Engine = "embedded",
+    url: Urls = None,
+    server: ServerSettings = None,
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = "cpu",
     adapter: Annotated[
         Path | None,
@@ -54,6 +61,7 @@ def generate(
     \b
     Examples:
       bridge-mcore generate runs/quickstart/export --template plain --prompt "Q:a3b2c1A:"
+      bridge-mcore generate runs/quickstart/export --template plain --prompt "Q:a3b2c1A:" --engine sglang
       echo "What is 12 times 7?" | bridge-mcore generate Qwen2.5-0.5B-Instruct --temperature 0.8 --samples 4
     """
     from bridge_mcore.config.checks import inference_problems
@@ -70,12 +78,26 @@ def generate(
         problems += adapter_problems(adapter, "--adapter")
     raise_problems(problems, "this cannot be generated")
     options = GenerateOptions(
-        model, _text(prompt), template, max_new_tokens, temperature, top_p, samples, seed, device, adapter
-    )
+        model, _text(prompt), template, max_new_tokens, temperature, top_p, samples, seed, device, adapter, engine,
+        servers_of(engine, url or [], server or []),
+    )  # fmt: skip
 
+    announce(f"loading {model}")
     from bridge_mcore.rollout.command import run_generate
 
-    run_generate(options)
+    if adapter is None or engine == "embedded":
+        run_generate(options)
+        return
+    # Servers get the merged model.
+    from bridge_mcore.evaluation.options import Subject
+    from bridge_mcore.evaluation.subjects import hf_directory
+
+    with TemporaryDirectory(prefix="bridge-mcore-") as scratch, ExitStack() as stack:
+        with redirect_stdout(sys.stderr):
+            merged = stack.enter_context(
+                hf_directory(Subject(model.name, model), adapter, None, Path(scratch) / "model")
+            )
+        run_generate(replace(options, model=merged, adapter=None))
 
 
 def _text(prompt: str | None) -> str:

@@ -27,7 +27,7 @@ app = typer.Typer(
     name="bridge-mcore",
     help="Train language models by cooperative SFT and RL (BRIDGE) on Megatron-Core.\n\n"
     "\b\nFirst steps:\n"
-    "  bridge-mcore train examples/quickstart.yaml\n"
+    "  bridge-mcore train quickstart\n"
     "  bridge-mcore report runs/quickstart\n"
     '  bridge-mcore generate runs/quickstart/export --template plain --prompt "Q:a3b2c1A:"\n',
     no_args_is_help=True,

@@ -34,6 +34,11 @@ def user_text(value: str | None) -> str | None:
         raise typer.BadParameter(str(error)) from None
 
 
+def announce(text: str) -> None:
+    """Say what takes a while, before imports of many seconds begin; aside, where standard output holds results."""
+    typer.echo(f"· {text} …", err=True)
+
+
 def user_path(value: Given) -> Given:
     """A path, or several, as typed, with `~` spelt out. BadParameter for what no file system takes."""
     if isinstance(value, list):

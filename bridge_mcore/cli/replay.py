@@ -69,8 +69,8 @@ def replay(
     """Perform exactly one BRIDGE update from a saved case.
 
     To reproduce a bad step, or to check the update against an implementation of your own. Runs save cases with
-    debug.save_case_every=N, and one when a loss is NaN. Optimizer state is fresh; all gradients are taken at the
-    case's values.
+    debug.save_case_every=N, and one when a loss is NaN; they lie in RUN_DIR/cases. Optimizer state is fresh; all
+    gradients are taken at the case's values.
 
     \b
     settings.yaml of a case, for example:
@@ -89,6 +89,7 @@ def replay(
 
     \b
     Example:
+      bridge-mcore train quickstart training.steps=10 debug.save_case_every=10
       bridge-mcore replay runs/quickstart/cases/step_00000010 /tmp/update --micro-batch-size 4
     """
     from bridge_mcore.config.replay import ReplayOptions, check_replay

@@ -59,7 +59,7 @@ def selftest(
             min=1,
             max=MOST_SECONDS,
             metavar="SECONDS",
-            help="A row that takes longer hangs: ranks say where, and end.",
+            help="A row that takes longer counts as hanging: its ranks say where they are, and end.",
         ),
     ] = 300.0,
     directory: Annotated[

@@ -14,7 +14,9 @@ def train(
     config: Annotated[
         Path,
         typer.Argument(
-            metavar="CONFIG.yaml", help="What to run; every key has a default but model and data.", callback=user_path
+            metavar="CONFIG",
+            help="A YAML file (every key has a default but model and data), or a built-in example: quickstart.",
+            callback=user_path,
         ),
     ],
     overrides: Annotated[
@@ -34,16 +36,17 @@ def train(
 
     \b
     Examples:
-      bridge-mcore train examples/quickstart.yaml
-      bridge-mcore train examples/quickstart.yaml training.steps=20 run.directory=runs/short
+      bridge-mcore train quickstart
+      bridge-mcore train quickstart training.steps=20 run.directory=runs/short
       bridge-mcore train runs/short/config.yaml run.resume=auto
     """
+    from bridge_mcore.config.built_in import config_path
     from bridge_mcore.config.checks import check_config
     from bridge_mcore.config.load import load_config
     from bridge_mcore.launch.layout import resolve
     from bridge_mcore.platform.ranks import joined_world
 
-    checked = resolve(load_config(config, overrides or []))
+    checked = resolve(load_config(config_path(config), overrides or []))
     check_config(checked, joined_world())
 
     from bridge_mcore.launch.local import run_training

@@ -71,6 +71,10 @@ RewardName = Annotated[
 ]
 
 
+#: What is said of an answer that leaves the computing to others.
+Unfinished = Literal["refuse", "repeats"]
+
+
 class Form(Section):
     """A bonus for responses of a certain form. Off unless something is asked for."""
 
@@ -141,6 +145,16 @@ class Reward(Section):
     memory_gib: Gibibytes = Field(2.0, description="address space limit of one process")
     tolerance: Tolerance = Field(
         0.0, description="math: relative difference at which a number with decimals counts as the right one"
+    )
+    unfinished: Unfinished = Field(
+        "refuse",
+        description="math: an answer that is still to be computed (`3+4`, a sum, a power) where the gold is a plain "
+        "number is wrong; repeats: only where it repeats the question",
+    )
+    thoughts: bool = Field(
+        False,
+        description="answers inside a thought (`<think>…`) count; false: where the response or the prompt opens one, "
+        "only what follows its end is read",
     )
     partial: bool = Field(False, description="gym and plugin: a score between 0 and 1 is the reward")
     on_failure: Literal["incorrect", "drop"] = Field(

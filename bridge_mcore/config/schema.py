@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from bridge_mcore.config.engines import Debug, Rollout, Servers, Sync
+from bridge_mcore.config.expected import Expected
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.config.rewards import Reward, RewardName
 from bridge_mcore.config.types import (
@@ -391,3 +392,4 @@ class Config(Section):
     parallel: Annotated[Parallel, Allowed("auto, or a section with keys such as tensor, pipeline, data")] = Parallel()
     monitoring: Monitoring = Monitoring()
     debug: Debug = Debug()
+    expected: Expected | None = Field(None, description="accuracy that runs of these settings are known to end with")

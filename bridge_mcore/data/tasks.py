@@ -1,10 +1,12 @@
 r"""A generated task that a tiny model learns in minutes: running sums with labels.
 
-    prompt  Q:a3b2c1A:      three terms, labelled a, b, c
-    trace   a3b5c6\boxed{6} each label with the sum so far, then the answer
+    prompt  Q:a3b2c1A:               three terms, labelled a, b, c
+    trace   a3=3b2=5c1=6\boxed{6}    each label with its term, then the sum so far; then the answer
 
-With one token per number and label, every step of the trace is one addition and one look-up; more terms are harder, as
-an error anywhere spoils the answer.
+With one token per number, label and mark, a step of the trace is one look-up and then one addition, each of its own
+token. That is on purpose: where a small model must look up and add in one token (`a3b5c6`), how well it learns to add
+within a thousand steps depends on rounding, so on the kind of processor. More terms are harder, as an error anywhere
+spoils the answer.
 
 Held-out by construction: a hash of the prompt alone says whether a problem belongs to the test split (one in ten) or to
 the train split. So no seed, size or difficulty can put a test problem among the training problems.
@@ -38,7 +40,7 @@ def running_sum(terms: list[int]) -> tuple[str, str, str]:
     for label, term in zip(ascii_lowercase, terms, strict=False):
         total += term
         prompt += f"{label}{term}"
-        trace += f"{label}{total}"
+        trace += f"{label}{term}={total}"
     return f"Q:{prompt}A:", f"{trace}\\boxed{{{total}}}", str(total)
 
 

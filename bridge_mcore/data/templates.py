@@ -36,6 +36,9 @@ _PROBE = "bridge mcore probe"
 AUTO = "auto"
 #: Characters of a question from which on a trace that begins with them repeats it.
 _QUESTION = 8
+#: Texts at which an answer is over though no end token came: a base model goes on with the next question. ChatML and
+#: chat templates end their turns with a token.
+STOP_TEXTS = {"abel": ("\nQuestion:",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,11 +247,8 @@ class PromptTemplate:
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
-        """Texts at which an answer is over though no end token came: a base model goes on with the next question.
-
-        Only the plain-text form abel has one; ChatML and chat templates end their turns with a token.
-        """
-        return ("\nQuestion:",) if self.name == "abel" else ()
+        """Those of STOP_TEXTS that are this template's."""
+        return STOP_TEXTS.get(self.name, ())
 
     @property
     def stop_tokens(self) -> list[int]:

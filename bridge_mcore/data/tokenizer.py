@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PAD, EOS, BOS, UNKNOWN = "<pad>", "<eos>", "<bos>", "<unk>"
-MARKS = ("Q:", "A:", "\\boxed{", "}")
+MARKS = ("Q:", "A:", "\\boxed{", "}", "=")
 
 
 def task_vocabulary() -> list[str]:

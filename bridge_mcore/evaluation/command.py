@@ -15,18 +15,12 @@ from bridge_mcore.config.json_file import read_json_object, shown
 from bridge_mcore.data.templates import AUTO
 from bridge_mcore.errors import BridgeError, CheckpointError, ConfigError, DataError
 from bridge_mcore.evaluation import tables
+from bridge_mcore.evaluation.files import RESULTS_FILE, SETTINGS_FILE, write_json
 from bridge_mcore.evaluation.majority import Same
 from bridge_mcore.evaluation.options import EvaluationOptions, Subject
 from bridge_mcore.evaluation.records import Record, read_records
 from bridge_mcore.evaluation.results import ModelResult, benchmark_result, compare, model_result
-from bridge_mcore.evaluation.run import (
-    SETTINGS_FILE,
-    answer_all,
-    check_settings,
-    model_fingerprint,
-    prepare,
-    write_json,
-)
+from bridge_mcore.evaluation.run_answers import files_of_run, read_run_answers
 from bridge_mcore.evaluation.subjects import hf_directory
 from bridge_mcore.evaluation.suites import is_record_name
 from bridge_mcore.evaluation.verifiers import Verifiers
@@ -36,7 +30,6 @@ from bridge_mcore.platform.locks import FileLock
 from bridge_mcore.rewards.golds import check_golds
 from bridge_mcore.rewards.mixed import RewardSettings
 
-RESULTS_FILE = "results.json"
 Answered = dict[str, list[Record]]
 
 
@@ -87,6 +80,9 @@ def _alone(directory: Path) -> FileLock:
 def _evaluate(subject: Subject, options: EvaluationOptions, verifiers: Verifiers) -> tuple[Answered, dict[str, int]]:
     """(records by benchmark, samples by benchmark) of one model."""
     import torch
+
+    # Here, because `scores` needs no torch.
+    from bridge_mcore.evaluation.run import answer_all, check_settings, model_fingerprint, prepare
 
     directory = options.output / subject.label
     serving = options.serving
@@ -212,12 +208,18 @@ def run_scores(directories: Sequence[Path], form: str, failures: int, workers: i
     tell = _aside if form == "json" else say
     places: list[Path] = []
     for directory in directories:
-        inside = [directory] if (directory / SETTINGS_FILE).is_file() else _models_in(directory)
+        alone = (directory / SETTINGS_FILE).is_file() or files_of_run(directory)
+        inside = [directory] if alone else _models_in(directory)
         if not inside:
-            raise DataError(f"{directory} holds no evaluation; give a directory that `bridge-mcore eval` wrote")
+            raise DataError(
+                f"{directory} holds no evaluation; give a directory that `bridge-mcore eval` wrote, or a run's"
+            )
         places += [path.resolve() for path in inside]
     places = list(dict.fromkeys(places))
-    found = [(label, *read_answers(path, tell)) for label, path in zip(_labels(places), places, strict=True)]
+    found = [
+        (label, *(read_run_answers if files_of_run(path) else read_answers)(path, tell))
+        for label, path in zip(_labels(places), places, strict=True)
+    ]
     with Verifiers(workers) as verifiers:
         models = [_result(label, answered, samples, verifiers.same) for label, answered, samples in found]
     show_results(models, form)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from bridge_mcore.data.stops import load_tokenizer, stop_token_ids
 from bridge_mcore.data.templates import PromptTemplate
 from bridge_mcore.errors import CheckpointError, ConfigError, DataError
 from bridge_mcore.evaluation.answerer import Answerer, open_answerer
+from bridge_mcore.evaluation.files import SETTINGS_FILE, write_json
 from bridge_mcore.evaluation.options import EvaluationOptions
 from bridge_mcore.evaluation.records import Record, RecordFile, record_of
 from bridge_mcore.evaluation.suites import Benchmark, how_answered, place
@@ -30,13 +30,15 @@ from bridge_mcore.model.families import find_family
 from bridge_mcore.monitoring.progress import say, track
 from bridge_mcore.rewards.mixed import Rewards
 from bridge_mcore.rewards.protocol import Attempt
+from bridge_mcore.rewards.thoughts import TAIL, opens_thought
 from bridge_mcore.rewards.verdict import Verdict
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
 from bridge_mcore.rollout.stop_text import cut_at_text, without_stop
 
-SETTINGS_FILE = "settings.json"
 #: Samples of one problem are so many numbers apart: more problems or more samples leave the others' draws as they are.
 _KEYS = 1 << 20
+#: token ids -> text, without special tokens
+Decode = Callable[[Sequence[int]], str]
 #: (problems, attempts) -> verdicts
 Judge = Callable[[Sequence[Problem], Sequence[Attempt]], Sequence[Verdict]]
 
@@ -64,7 +66,8 @@ class Work:
         Problems are ids, made from prompt and gold, in their order, and what judges each.
         """
         params = asdict(self.params)
-        params.pop("stop_token_ids")
+        for name in ("stop_token_ids", "stop_texts"):  # of the model and of the template, which are compared
+            params.pop(name)
         return {**params, "samples": self.samples, "problems": {p.id: p.reward for p in self.problems},
                 "tolerance": self.benchmark.tolerance, "revision": self.revision}  # fmt: skip
 
@@ -122,6 +125,7 @@ def _work(
         top_p=how.top_p,
         stop_token_ids=stops,
         seed=(options.seed << 32) ^ zlib.crc32(benchmark.name.encode()),
+        stop_texts=template.stop_texts,
     )
     return Work(benchmark, problems, prompts, params, how.samples, revision)
 
@@ -173,14 +177,6 @@ def check_settings(directory: Path, found: dict[str, Any], restart: bool) -> Non
     write_json(path, found)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a file that is whole at any time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
-
-
 def _differences(old: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """In what two settings differ that must not be mixed."""
     faults = [f"{key}: {old.get(key)!r}, now {found[key]!r}" for key in found
@@ -203,6 +199,10 @@ def answer_all(
 
     A model is loaded (servers are started) only if something is missing.
     """
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(template.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
     fault = [w.benchmark.name for w in works if len(w.problems) >= _KEYS]
     if fault:
         raise DataError(f"{fault[0]} has more than {_KEYS} problems; give --limit")
@@ -220,11 +220,13 @@ def answer_all(
             context = max(
                 max(map(len, w.prompts)) + w.params.max_new_tokens for w in works if missing[w.benchmark.name]
             )
-            answerer = stack.enter_context(open_answerer(model, options.serving, context, works[0].params, directory))
+            answerer = stack.enter_context(
+                open_answerer(model, options.serving, context, works[0].params, directory, decode)
+            )
             for work in works:
                 name = work.benchmark.name
                 if missing[name]:
-                    blocks = _answered(work, missing[name], answerer, template, judge_of(work.benchmark))
+                    blocks = _answered(work, missing[name], answerer, decode, judge_of(work.benchmark))
                     count = len(missing[name])
                     for block in _progress(blocks, count, f"{name}: {count} answers"):
                         files[name].append(block)
@@ -247,25 +249,22 @@ def _ordered(work: Work, records: Sequence[Record]) -> list[Record]:
 
 
 def _answered(
-    work: Work, wanted: Sequence[tuple[int, int]], answerer: Answerer, template: PromptTemplate, judge: Judge
+    work: Work, wanted: Sequence[tuple[int, int]], answerer: Answerer, decode: Decode, judge: Judge
 ) -> Iterator[list[Record]]:
     requests = [Request(j * _KEYS + i, tuple(work.prompts[i])) for i, j in wanted]
     for rollouts in answerer.stream(requests, work.params):
-        yield list(judged(work, rollouts, template, judge))
+        yield list(judged(work, rollouts, decode, judge))
 
 
-def judged(work: Work, rollouts: Sequence[Rollout], template: PromptTemplate, judge: Judge) -> Iterator[Record]:
+def judged(work: Work, rollouts: Sequence[Rollout], decode: Decode, judge: Judge) -> Iterator[Record]:
     """Records of answers, whose keys say to which problem and sample they belong."""
     places = [(r.key % _KEYS, r.key // _KEYS) for r in rollouts]
     problems = [work.problems[i] for i, _ in places]
-
-    def decode(tokens: Sequence[int]) -> str:
-        return str(template.tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-    rollouts = [cut_at_text(r, template.stop_texts, decode) for r in rollouts]
-    texts = [without_stop(decode(r.tokens), template.stop_texts) for r in rollouts]
+    stops = work.params.stop_texts
+    rollouts = [cut_at_text(r, stops, decode) for r in rollouts]
+    texts = [without_stop(decode(r.tokens), stops) for r in rollouts]
     attempts = [
-        Attempt(p.answer, text, p.prompt, p.id, j, len(r.tokens), r.finished)
+        Attempt(p.answer, text, p.prompt, p.id, j, len(r.tokens), r.finished, opens_thought(decode(r.prompt[-TAIL:])))
         for p, text, (_, j), r in zip(problems, texts, places, rollouts, strict=True)
     ]
     for problem, attempt, verdict in zip(problems, attempts, judge(problems, attempts), strict=True):

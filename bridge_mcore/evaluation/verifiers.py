@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from bridge_mcore.data.problem import Problem
-from bridge_mcore.evaluation.run import Judge
 from bridge_mcore.evaluation.suites import Benchmark
 from bridge_mcore.rewards.mixed import Rewards, RewardSettings
 from bridge_mcore.rewards.protocol import Attempt
 from bridge_mcore.rewards.verdict import Verdict
+
+if TYPE_CHECKING:
+    from bridge_mcore.evaluation.run import Judge
 
 
 class Verifiers:

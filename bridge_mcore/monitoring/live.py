@@ -15,7 +15,18 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from bridge_mcore.monitoring.text import compact, duration, number, percent, signed, sparkline, undecided_text, visible
+from bridge_mcore.monitoring.text import (
+    compact,
+    cut_text,
+    duration,
+    number,
+    percent,
+    signal_text,
+    signed,
+    sparkline,
+    undecided_text,
+    visible,
+)
 
 _SPARK = 14  # characters: three curves and the numbers fit 80 columns
 
@@ -102,6 +113,8 @@ class LiveView:
             columns.append(("J_SFT", show("j_sft", "{:.3f}".format), ""))
         columns.append(("undecided", undecided_text(self._latest), ""))
         columns.append(("length", show("response_length", "{:.1f}".format), curve("response_length")))
+        columns.append(("cut", cut_text(self._latest), ""))
+        columns.append(("signal", signal_text(self._latest), ""))
         head = "accuracy" if self._accuracy_step is None else f"accuracy @{self._accuracy_step}"
         columns.append((head, show("accuracy", percent), curve("accuracy")))
         columns.append(("gain", show("gain", signed), ""))

@@ -14,7 +14,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from bridge_mcore.monitoring.text import compact, duration, number, percent, signed, undecided_text, visible
+from bridge_mcore.monitoring.text import (
+    compact,
+    cut_text,
+    duration,
+    number,
+    percent,
+    signal_text,
+    signed,
+    undecided_text,
+    visible,
+)
 
 T = TypeVar("T")
 
@@ -109,6 +119,10 @@ def plain_line(step: int, total: int, metrics: Mapping[str, Any], left: float | 
         parts.append(f"undecided {undecided}")
     if "response_length" in known:
         parts.append(f"length {known['response_length']:.1f}")
+    if cut := cut_text(known):
+        parts.append(f"cut {cut}")
+    if signal := signal_text(known):
+        parts.append(f"groups with signal {signal}")
     if "gain" in known:
         parts.append(f"gain {signed(known['gain'])}")
     if "lam" in known:

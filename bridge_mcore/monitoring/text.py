@@ -44,6 +44,16 @@ def compact(number: float) -> str:
     return f"{number:.0f}" if abs(number) >= 10 else f"{number:.2g}"
 
 
+def byte_size(count: int) -> str:
+    """``676 KiB``, ``1.5 GiB``: whole bytes, or three digits of the unit that fits."""
+    size, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.3g} {unit}"
+
+
 def signed(number: float) -> str:
     """``+0.0021``; very small values in scientific notation, because a gain of 1e-6 is not zero."""
     if number != 0 and abs(number) < 5e-4:
@@ -74,6 +84,18 @@ def undecided_text(metrics: Mapping[str, float]) -> str:
     """``3 of 24``: a step's verdicts that were not reached; empty if all were."""
     count = metrics.get("verifier_timeouts", 0) + metrics.get("verifier_errors", 0)
     return f"{count:.0f} of {metrics['verdicts']:.0f}" if count and "verdicts" in metrics else ""
+
+
+def signal_text(metrics: Mapping[str, float]) -> str:
+    """``2%``: a step's groups in which rewards differ, where they are so few that it matters; else empty."""
+    share = metrics.get("groups_with_signal", 1.0)
+    return f"{share:.0%}" if share <= 0.05 else ""
+
+
+def cut_text(metrics: Mapping[str, float]) -> str:
+    """``12%``: a step's answers that were cut at the longest length, where they are many; else empty."""
+    share = metrics.get("truncated", 0.0)
+    return f"{share:.0%}" if share >= 0.1 else ""
 
 
 def number(value: object) -> float | None:

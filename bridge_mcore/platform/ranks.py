@@ -53,11 +53,12 @@ def is_loopback(host: str) -> bool:
     return host in ("127.0.0.1", "localhost", "::1")
 
 
-def own_address() -> str:
-    """The address under which other hosts of the run reach this one: that of the way to rank 0's host."""
+def own_address(towards: str | None = None) -> str:
+    """The address under which a host reaches this one: that of the way to it. None: other hosts of the run, by the way
+    to rank 0's."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((os.environ.get("MASTER_ADDR") or "192.0.2.1", 9))  # sends nothing
+            probe.connect((towards or os.environ.get("MASTER_ADDR") or "192.0.2.1", 9))  # sends nothing
             return probe.getsockname()[0]
         except OSError:
             return socket.gethostbyname(socket.gethostname())

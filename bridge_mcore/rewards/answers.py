@@ -6,11 +6,12 @@ Only the structure is read here; the formulas in it stay text.
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 
-from bridge_mcore.rewards.exact import canonical, number
+from bridge_mcore.rewards.exact import canonical
 from bridge_mcore.rewards.formula import read_formula
+from bridge_mcore.rewards.pieces import REALS, complement, intersection, joined, overlap, point
 from bridge_mcore.rewards.primes import TooHard
+from bridge_mcore.rewards.ratios import read_time
 from bridge_mcore.rewards.structure import Answer, Piece, flat, plain_words, spans, split
 from bridge_mcore.rewards.terms import Arithmetic
 from bridge_mcore.rewards.tokens import Unreadable
@@ -19,19 +20,39 @@ from bridge_mcore.rewards.units import has_doubt, measure
 #: Items in one list, rows in one matrix.
 MAX_ITEMS = 100
 _MAX_NESTING = 12
-_RELATIONS = frozenset(["=", "<", ">", r"\le", r"\ge", r"\ne", r"\approx", r"\in"])
+_RELATIONS = frozenset(["=", "<", ">", r"\le", r"\ge", r"\ne", r"\approx", r"\in", r"\notin"])
+_SET_SIGNS = frozenset([r"\cup", r"\cap", r"\setminus"])
 _SEPARATORS = frozenset([",", ";", "and", "or", r"\lor", r"\vee", r"\wedge", r"\land"])
 _MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _NUMERAL = re.compile(
-    r"(?P<sign>-?)(?:\\text\{)?(?P<digits>[0-9A-Za-z]+(?:,[0-9A-Za-z]{3})*(?:\.[0-9A-Za-z]+)?)\}?"
-    r"_(?:\{(?:\\text\{)?(?P<base>\d+|[a-z]+)\}?\}|(?P<b1>\d))",
+    r"(?P<sign>-?)(?P<round>\()?(?:\\text\{)?(?P<digits>[0-9A-Za-z]+(?:,[0-9A-Za-z]{3})*(?:\.[0-9A-Za-z]+)?)\}?(?(round)\))"
+    r"(?:_(?:\{\(?(?:\\text\{)? ?(?:base ?)?\}?(?P<base>\d+|[a-z]+)\}?\)?\}|(?P<b1>\d))"
+    r"|(?:\\text\{ ?(?:in )?| (?:in )?)base[- ]?\}?(?P<b2>\d+|[a-z]+)\}?)",
     re.ASCII,
 )
-_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"}
+_BASE_NAMES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_BASES = {name: str(base) for base, name in enumerate(_BASE_NAMES.split(), 2)}
 _CHOICE = re.compile(r"\(?(?P<letter>[A-J])(?P<end>\)?[.:)]?)(?P<content>.*)", re.DOTALL)
-_OTHER_CHOICE = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])|\b(?:or|and|not)\b")
+_OTHER_CHOICE = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])|\b(?:or|and|not|for|if|when|unless|but|maybe)\b")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z .'-]*")
-_REALS = {r"\mathbb{R}", r"\mathbbR", r"\R", "all real numbers", "all reals", "all real x"}
+_REALS = {r"\mathbb{R}", r"\mathbbR", r"\R", "all real numbers", "all reals", "all real x", "real numbers"}
+_SOME_REALS = re.compile(
+    r"\\mathbb ?\{?R\}?(?P<marks>(?:[_^](?:\{(?:[-+*0]|(?:>|<|\\ge|\\le|\\ne) ?0)\}|[-+*0]))+)"
+    r"|(?:all )?(?:the )?(?P<sign>positive|negative|non ?negative|non ?zero) real(?: number)?s"
+)
+_POSITIVE, _NEGATIVE = (Piece("0", r"\infty", False, False),), (Piece(r"-\infty", "0", False, False),)
+_PARTS = {
+    **dict.fromkeys(["^+", "_+", "_>0", "^*_+", "_+^*", "positive"], _POSITIVE),
+    **dict.fromkeys(["^-", "_-", "_<0", "^*_-", "_-^*", "negative"], _NEGATIVE),
+    **dict.fromkeys([r"_\ge0", "^+_0", "_0^+", "nonnegative", "non negative"], (Piece("0", r"\infty", True, False),)),
+    **dict.fromkeys([r"_\le0", "^-_0", "_0^-"], (Piece(r"-\infty", "0", False, True),)),
+    **dict.fromkeys(["^*", r"_\ne0", "nonzero", "non zero"], (*_NEGATIVE, *_POSITIVE)),
+}
+_REALS_BUT = re.compile(
+    r"all real(?: numbers?| values?)?s?(?: of)?(?: \$?[a-z]\$?)?,? (?:except|excluding|other than|but)(?: for)? "
+    r"(?:[a-z] ?= ?)?(?P<points>.+)",
+    re.IGNORECASE,
+)
 _EMPTY = {r"\emptyset", r"\{\}", "no solution", "no solutions", "empty set", "there are no solutions"}
 
 
@@ -52,20 +73,27 @@ def read(text: str, depth: int = 0, thousands: bool = True) -> Answer:
     if words in _EMPTY or text in _EMPTY:
         return Answer("set", text)
     if words in _REALS or text in _REALS:
-        return Answer("region", text, pieces=(Piece(r"-\infty", r"\infty", False, False),))
+        return Answer("region", text, pieces=(REALS,))
+    if "eal" in text or r"\mathbb" in text:
+        if found := _SOME_REALS.fullmatch(words) or _SOME_REALS.fullmatch(text):
+            part = found["sign"] or re.sub(r"[{} ]", "", found["marks"])
+            if part in _PARTS:
+                return Answer("region", text, pieces=_PARTS[part])
+        if found := _REALS_BUT.fullmatch(flat(text)):
+            return Answer("region", text, pieces=tuple(complement(_points(found["points"]))))
     if depth == 0 and (choice := _choice(text)):
         return choice
     parts, separators = split(text, _SEPARATORS, thousands)
     if separators:
         return _list(text, parts, separators, depth)
-    parts, unions = split(text, frozenset([r"\cup", r"\setminus"]))
+    parts, unions = split(text, _SET_SIGNS)
     if unions:
         return _union(text, parts, unions, depth)
     parts, signs = split(text, _RELATIONS)
     if signs:
         return _relation(text, parts, signs, depth)
     if found := _NUMERAL.fullmatch(text):
-        base = found["base"] or found["b1"]
+        base = found["base"] or found["b1"] or found["b2"]
         base = _BASES.get(base, base)
         if base.isdigit() and any(digit.isdigit() for digit in found["digits"]) and 2 <= int(base[:4]) <= 36:
             digits = found["digits"].replace(",", "").upper().lstrip("0")
@@ -74,6 +102,8 @@ def read(text: str, depth: int = 0, thousands: bool = True) -> Answer:
         return _matrix(text, found, depth)
     if bracketed := _bracketed(text, depth):
         return bracketed
+    if time := read_time(text):
+        return time
     parts, colons = split(text, frozenset([":"]))
     if colons and all(parts):
         return Answer("ratio", text, tuple(Answer("value", part) for part in parts))
@@ -133,46 +163,81 @@ def _list(text: str, parts: list[str], separators: list[str], depth: int) -> Ans
         if "or" in separators or "and" in separators:
             raise Unreadable
         return items[0]
-    if set(separators) & {"or", r"\lor", r"\vee"} and all(item.kind == "region" for item in items):
-        label = {item.label for item in items}
-        if len(label) == 1:
-            return Answer("region", text, pieces=tuple(p for item in items for p in item.pieces), label=label.pop())
+    if region := _conditions(text, items, set(separators)):
+        return region
     return Answer("list", text, items)
 
 
+def _conditions(text: str, items: tuple[Answer, ...], separators: set[str]) -> Answer | None:
+    r"""``x<1 or x>2`` and ``-2<x<9, x \ne 5`` and ``x \ne 1, 6`` as one region.
+
+    Conditions that are joined by a comma hold together; where they cannot, as in ``x<1, x>2``, each is a case.
+    """
+    first = items[0]
+    if any(item.kind == "region" for item in items):
+        items = tuple(_case(item) for item in items)
+    if first.kind == "region" and first.label and all(item.kind == "value" for item in items[1:]):
+        if r"\ne" not in first.text or len(first.pieces) != 2:
+            return None
+        others = intersection(first.pieces, complement([point(item.text) for item in items[1:]]))
+        return Answer("region", text, pieces=tuple(others), label=first.label)
+    labels = {item.label for item in items}
+    if len(labels) != 1 or any(item.kind != "region" for item in items):
+        return None
+    label = labels.pop()
+    every = tuple(piece for item in items for piece in item.pieces)
+    if separators <= {"or", r"\lor", r"\vee"}:
+        if overlap(every):
+            raise Unreadable
+        return Answer("region", text, pieces=every, label=label)
+    if not label or separators & {"or", r"\lor", r"\vee"}:
+        return None
+    both: list[Piece] = [REALS]
+    for item in items:
+        both = intersection(both, item.pieces)
+    if not both and separators <= {",", ";"}:
+        return Answer("region", text, pieces=tuple(joined(every)), label=label)
+    return Answer("region", text, pieces=tuple(both), label=label) if both else None
+
+
+def _case(item: Answer) -> Answer:
+    """``x=2`` among conditions is the one point 2."""
+    if item.kind == "relation" and item.signs == ("=",) and is_name(item.items[0].text):
+        return Answer("region", item.text, pieces=(point(item.items[1].text),), label=item.items[0].text)
+    return item
+
+
 def _union(text: str, parts: list[str], signs: list[str], depth: int) -> Answer:
-    pieces: list[Piece] = []
-    label = ""
+    """From left to right: unions, intersections, and differences."""
+    if {r"\cup", r"\cap"} <= set(signs):
+        raise Unreadable  # which of them binds first is not said
     read_parts = [read(part, depth + 1) for part in parts]
-    if r"\setminus" not in signs and all(item.kind == "set" for item in read_parts):
+    if set(signs) == {r"\cup"} and all(item.kind == "set" for item in read_parts):
         return Answer("set", text, tuple(one for item in read_parts for one in item.items))
-    for i, item in enumerate(read_parts):
-        if i and signs[i - 1] == r"\setminus":
-            # Only all reals without some points; the points cut it.
-            if item.kind != "set" or len(pieces) != 1 or pieces[0] != Piece(r"-\infty", r"\infty", False, False):
-                raise Unreadable
-            pieces = without_points([one.text for one in item.items])
-            continue
-        label = label or item.label
-        if item.kind == "set":
-            pieces += [Piece(one.text, one.text, True, True) for one in item.items]
+    label = next((item.label for item in read_parts if item.label), "")
+    pieces = _pieces(read_parts[0])
+    for item, sign in zip(read_parts[1:], signs, strict=True):
+        if sign == r"\cup":
+            pieces = [*pieces, *_pieces(item)]
         else:
-            pieces += as_region(item).pieces
+            pieces = intersection(pieces, _pieces(item) if sign == r"\cap" else complement(_pieces(item)))
     return Answer("region", text, pieces=tuple(pieces), label=label)
 
 
-def without_points(points: list[str]) -> list[Piece]:
-    """All reals but some points; several must be plain numbers, since they have to be sorted.
+def _pieces(item: Answer) -> list[Piece]:
+    return [point(one.text) for one in item.items] if item.kind == "set" else list(as_region(item).pieces)
 
-    :raises Unreadable: they are not.
-    """
-    if len(points) > 1:
-        values = {point: number(point) for point in points}
-        if None in values.values():
-            raise Unreadable
-        points = sorted(points, key=lambda point: values[point] or 0)
-    ends = [r"-\infty", *points, r"\infty"]
-    return [Piece(low, high, False, False) for low, high in pairwise(ends)]
+
+def _points(text: str) -> list[Piece]:
+    """``1 and 6``, ``\\pm 1``, ``\\{1,6\\}`` as points."""
+    found = read(canonical(text), 1)
+    items = found.items if found.kind in ("list", "set") else (found,)
+    texts = [item.text for item in items]
+    if any(item.kind != "value" for item in items):
+        raise Unreadable
+    if len(texts) == 1 and texts[0].startswith(r"\pm"):
+        texts = [sign + texts[0].removeprefix(r"\pm").strip() for sign in ("-", "")]
+    return [point(one) for one in texts]
 
 
 def as_region(answer: Answer) -> Answer:
@@ -189,16 +254,26 @@ def as_region(answer: Answer) -> Answer:
 
 
 _NO_NAMES = "frac|sqrt|pi|infty|text|pm|mp|log|ln|sin|cos|tan|binom"
+_MARKED = "mathbf|boldsymbol|bm|mathcal|mathbb|mathfrak|vec|overrightarrow|hat|widehat|bar|tilde|dot|ddot"
 _NAME = re.compile(
-    rf"(?:\\overline\{{[A-Z ]+\}}|\\(?!{_NO_NAMES})[A-Za-z]+(?![A-Za-z])|[A-Za-z]|_(?:\{{[^{{}}]*\}}|\w)|'"
+    rf"(?:\\overline\{{[A-Z ]+\}}|\\(?:{_MARKED})\{{(?:\\(?:{_MARKED})\{{[A-Za-z ]+\}}|\\?[A-Za-z ]+)\}}"
+    rf"|\\(?!{_NO_NAMES})[A-Za-z]+(?![A-Za-z])|[A-Za-z]|_(?:\{{[^{{}}]*\}}|\w)|'"
     r"|\^\{?\\prime\}?"
     r"|\((?:[A-Za-z](?:,[A-Za-z])*|-?\d+)\)|\\text\{[^{}]*\}| )+"
 )
 
 
+_MATRIX_NAME = re.compile(r"\^(?:\{(?:-1|\\?top|T|t|\\?prime|\*|\d)\}|\\top|[Tt*\d])\Z")
+
+
 def is_name(text: str) -> bool:
     """``x``, ``AB``, ``f(x)``, ``\\angle ABC``, ``m_{\\max}``, ``(x, y)``: what stands left of the = of an answer."""
     return len(text) <= 60 and _NAME.fullmatch(text) is not None and text not in ("e", "i")
+
+
+def is_matrix_name(text: str) -> bool:
+    """``A``, ``A^{-1}``, ``\\mathbf{M}^T``: what may stand left of the = of a matrix."""
+    return is_name(_MATRIX_NAME.sub("", text)) and not text[:1].islower()
 
 
 def _relation(text: str, parts: list[str], signs: list[str], depth: int) -> Answer:
@@ -208,17 +283,19 @@ def _relation(text: str, parts: list[str], signs: list[str], depth: int) -> Answ
         if signs != [r"\approx"]:
             raise Unreadable
         return read(parts[1], depth + 1)
-    if r"\in" in signs:
+    if r"\in" in signs or r"\notin" in signs:
         if len(signs) != 1 or not is_name(parts[0]):
             raise Unreadable
         inner = read(parts[1], depth + 1)
+        if signs == [r"\notin"]:
+            return Answer("region", text, pieces=tuple(complement(_pieces(inner))), label=parts[0])
         if inner.kind == "tuple":
             inner = as_region(inner)
         return Answer(inner.kind, text, inner.items, inner.signs, inner.pieces, label=parts[0])
     if all(sign in ("<", ">", r"\le", r"\ge") for sign in signs) and (pieces := _inequality(parts, signs)):
         return Answer("region", text, pieces=(pieces[1],), label=pieces[0])
     if signs == [r"\ne"] and is_name(parts[0]):
-        return Answer("region", text, pieces=tuple(without_points([parts[1]])), label=parts[0])
+        return Answer("region", text, pieces=tuple(complement(_points(parts[1]))), label=parts[0])
     items = tuple(read(part, depth + 1) for part in parts)
     return Answer("relation", text, items, tuple(signs))
 

@@ -18,6 +18,7 @@ _BETWEEN = re.compile(
 )
 _BETWEEN_LENGTH = 60
 _OPENING = re.compile(r"\\boxed\s*\{")
+_FRAME = re.compile(r"\\(?:fbox|framebox)\s*\{")
 #: Boxes from the end that are looked at one by one before the whole text is scanned.
 _QUICK_TRIES = 4
 #: Boxes that may form one answer.
@@ -34,11 +35,13 @@ def last_boxed(text: str) -> str | None:
     r"""The content of the last balanced ``\boxed{...}`` in ``text``, or None without one; linear in ``len(text)``.
 
     "Last" is the one that *starts* last, so that of ``\boxed{x = \boxed{5}}`` it is ``5``. White space may stand
-    between ``\boxed`` and its brace; ``\boxed 5`` (no brace) and ``\fbox{5}`` are not boxes. Escaped braces do not
-    count. An unclosed box is passed over, also when it comes after a balanced one: a response cut off in the middle
-    of ``... \boxed{5} ... \boxed{6`` has given one whole answer, 5, and an unknown beginning of another. The content
+    between ``\boxed`` and its brace; ``\boxed 5`` (no brace) is no box, and ``\fbox{5}`` one only where there is no
+    ``\boxed{`` at all. Escaped braces do not count. An unclosed box is passed over, also when it comes after a balanced
+    one: a response cut off in the middle of ``... \boxed{5} ... \boxed{6`` has given one whole answer, 5, and an
+    unknown beginning of another. The content
     is stripped and may be empty.
     """
+    text = _with_frames(text)
     boxes = _last_boxes(text)
     return None if not boxes else text[boxes[-1].inside : boxes[-1].end].strip()
 
@@ -49,11 +52,19 @@ def answer_boxes(text: str) -> list[str]:
     In one breath means that there is nothing but "," or "and" or "or" between them: ``\boxed{5} or \boxed{6}`` is one
     answer of two values. An empty last box makes it an empty answer.
     """
+    text = _with_frames(text)
     boxes = _last_boxes(text)
     contents = [text[box.inside : box.end].strip() for box in boxes]
     if contents and not contents[-1]:
         return [""]
     return list(dict.fromkeys(content for content in contents if content))
+
+
+def _with_frames(text: str) -> str:
+    r"""``text`` with ``\fbox`` as ``\boxed``, where it has no ``\boxed{`` of its own."""
+    return (
+        _FRAME.sub(r"\\boxed{", text) if "\\f" in text and _FRAME.search(text) and not _OPENING.search(text) else text
+    )
 
 
 def _last_boxes(text: str) -> list[_Box]:

@@ -5,42 +5,24 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from bridge_mcore.rewards.latex import plain_latex
+from bridge_mcore.rewards.phrases import without_phrases
+from bridge_mcore.rewards.unicode import to_latex
+
 #: Longer numerals are not read as numbers: their arithmetic is quadratic, and no gold answer has so many digits.
 MAX_NUMERAL = 1000
 
-_UNICODE = str.maketrans(
-    {
-        "−": "-",
-        "–": "-",
-        "π": r"\pi ",
-        "θ": r"\theta ",
-        "α": r"\alpha ",
-        "β": r"\beta ",
-        "λ": r"\lambda ",
-        "×": r"\times ",
-        "·": r"\cdot ",
-        "⋅": r"\cdot ",
-        "÷": "/",
-        "±": r"\pm ",
-        "∞": r"\infty ",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "≠": r"\ne ",
-        "≈": r"\approx ",
-        "∈": r"\in ",
-        "∪": r"\cup ",
-        "∅": r"\emptyset ",
-        "ℝ": r"\mathbb{R}",
-        "°": r"^\circ ",
-        "²": "^2",
-        "³": "^3",
-        "½": r"\frac{1}{2}",
-        "\u00a0": " ",
-        "\u2009": " ",
-        "\u202f": " ",
-    }
+#: Also those of Markdown: bold, italics, code.
+_WRAPPERS = (
+    ("$$", "$$"),
+    ("$", "$"),
+    (r"\(", r"\)"),
+    (r"\[", r"\]"),
+    ("**", "**"),
+    ("__", "__"),
+    ("*", "*"),
+    ("`", "`"),
 )
-_WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 
 
 def clean(text: str) -> str:
@@ -49,7 +31,7 @@ def clean(text: str) -> str:
     Common Unicode signs become their LaTeX. Only one period goes, so that ``0.333...`` does not turn into 0.333.
     """
     if not text.isascii():
-        text = re.sub("√(?=[({0-9a-zA-Z])", r"\\sqrt ", text.translate(_UNICODE))
+        text = to_latex(text)
     text = text.strip()
     for _ in range(4):  # `$5.$.` and the like; a bound, since each turn costs the length of the text
         before = text
@@ -71,16 +53,19 @@ def _unwrap(text: str, left: str, right: str) -> str:
 
 
 _TEXT_ONLY = re.compile(r"\\text\{([^{}]*)\}[,.]?")
+_TEXT_IN_TEXT = re.compile(r"\\text\{\\text\{([^{}]*)\}\}")
 #: What may be part of every spelling; without one of these characters nothing below applies but the spaces.
-_COMMANDS = re.compile(r"[\\${}=<>!~^]")
+_COMMANDS = re.compile(r"[\\${}=<>!~^(\[\]]")
 _SPELLING = [
     (re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?|\\(?:displaystyle|textstyle)(?![A-Za-z])"), ""),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|textup|mathrm|mbox|operatorname|rm)\s*\{"), r"\\text{"),
-    (re.compile(r"\\text\{\s*(arcsin|arccos|arctan|sin|cos|tan|ln|log)\s*\}"), r"\\\1 "),
+    (
+        re.compile(r"\\text\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|sec|csc|ln|log|lg|exp)\s*\}"),
+        r"\\\1 ",
+    ),
     (re.compile(r"\\text\{\s*([ei])\s*\}"), r"\1"),
-    (re.compile(r"\\(?:mathbf|boldsymbol|bm)\s*\{(\d+)\}"), r"\1"),
     (re.compile(r"(?<!\\)\\!\s*"), ""),
     (re.compile(r"(?<=\d)\\,(?=\d{3})"), ","),
     (re.compile(r"\{,\}"), ","),
@@ -111,8 +96,13 @@ _LIST_COMMA = re.compile(r"(?<=\d),\s+")
 def canonical(text: str) -> str:
     """One spelling for LaTeX that prints the same."""
     if _COMMANDS.search(text):
-        for pattern, replacement in _SPELLING[:5]:
+        for pattern, replacement in _SPELLING[:1]:
             text = pattern.sub(replacement, text)
+        text = plain_latex(text)
+        for pattern, replacement in _SPELLING[1:5]:
+            text = pattern.sub(replacement, text)
+        if r"\text{\text" in text:
+            text = _TEXT_IN_TEXT.sub(r"\\text{\1}", text)
         if whole := _TEXT_ONLY.fullmatch(text):
             text = clean(whole[1])
         for pattern, replacement in _SPELLING[5:]:
@@ -122,7 +112,7 @@ def canonical(text: str) -> str:
     if " " in text or "\n" in text or "\t" in text:
         for pattern, replacement in _SPACES:
             text = pattern.sub(replacement, text)
-    return text.strip()
+    return without_phrases(text.strip())
 
 
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+"

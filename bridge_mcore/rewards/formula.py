@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from bridge_mcore.rewards.functions import NAMED, apply, binomial, factorial, repeating, root, rounded
+from bridge_mcore.rewards.functions import INVERSES, NAMED, apply, binomial, factorial, repeating, root, rounded
 from bridge_mcore.rewards.notation import (
     ACCENTED,
     ACCENTS,
@@ -47,10 +47,15 @@ def read_formula(text: str, arithmetic: Arithmetic) -> Quotient:
     return _Reader(text, arithmetic).whole()
 
 
+#: A degree where an angle is asked for. Elsewhere it is a unit, which is not converted.
+_RADIANS = Arithmetic().multiply(rational(Fraction(1, 180)), atom("c:pi"))
+
+
 class _Reader(Tokens):
     def __init__(self, text: str, arithmetic: Arithmetic) -> None:
         super().__init__(text)
         self.depth = 0
+        self.angle = False
         self.do = arithmetic
 
     def whole(self) -> Quotient:
@@ -105,6 +110,8 @@ class _Reader(Tokens):
         if not token or token in ("+", "-", ")", "]", "}", "|", "^", "_", "!", "**"):
             return False
         if token[0].isdigit() or token[0] == ".":
+            if self.text[: self.at].rstrip().endswith(")"):
+                return True  # `(n-2)2^n`
             raise Unreadable  # `2 3`, `x2`
         return token not in (r"\rvert", r"\rfloor", r"\rceil")
 
@@ -113,7 +120,7 @@ class _Reader(Tokens):
         while True:
             if found := CIRC.match(self.text, self.at):
                 self.at = found.end()
-                value = self.do.multiply(value, atom("c:deg"))
+                value = self.do.multiply(value, _RADIANS if self.angle else atom("c:deg"))
                 continue
             token = self.peek()
             if token == "!":
@@ -206,15 +213,21 @@ class _Reader(Tokens):
         self.take(CLOSING.get(token, token))
         return rounded(self.do, ROUNDED[token], inside)
 
+    def subscript(self) -> str:
+        """``_1`` and ``_{\\text{red}}`` as a part of a name, "" where there is none."""
+        if self.peek() != "_":
+            return ""
+        self.take()
+        found = SUBSCRIPT.match(self.text, self.at)
+        if found is None:
+            raise Unreadable
+        self.at = found.end()
+        return "_" + (found["text"] or found["braced"] or found["one"]).removeprefix("\\")
+
     def variable(self) -> Quotient:
         name = self.take().removeprefix("\\")
-        if self.peek() == "_":
-            self.take()
-            found = SUBSCRIPT.match(self.text, self.at)
-            if found is None:
-                raise Unreadable
-            self.at = found.end()
-            name += "_" + (found["text"] or found["braced"] or found["one"]).removeprefix("\\")
+        if lowered := self.subscript():
+            name += lowered
         elif name in ("i", "e"):
             return atom(f"c:{name}")
         if primes := PRIMES.match(self.text, self.at):
@@ -249,7 +262,9 @@ class _Reader(Tokens):
         if found is None:
             raise Foreign
         self.at = found.end()
-        name = f"{ACCENTS[name]} {found[1] or found[2]}"
+        letter = found[1] or found[2]
+        # i, j and k with any mark are the unit vectors
+        name = f"unit {letter}" if letter in ("i", "j", "k") else f"{ACCENTS[name]} {letter}{self.subscript()}"
         if ARGUMENT.match(self.text, self.at):
             return self.do.function(f"{name}()", self.group("("))
         return atom(f"v:{name}")
@@ -284,9 +299,13 @@ class _Reader(Tokens):
         if self.peek() == "^":
             self.take()
             power = self.argument().constant()
-            if power is None or power.denominator != 1 or power < 1:
-                raise Foreign  # \sin^{-1} is the inverse function to some, and the inverse to others
+            if power == -1 and name in INVERSES:
+                name, power = INVERSES[name], None  # \sin^{-1} x is \arcsin x
+            elif power is None or power.denominator != 1 or power < 1:
+                raise Foreign
+        around, self.angle = self.angle, name in INVERSES
         inside = self.function_argument()
+        self.angle = around
         value = apply(self.do, name, inside, base)
         return value if power is None else self.do.power(value, rational(power))
 
@@ -298,8 +317,11 @@ class _Reader(Tokens):
         token = self.peek()
         if token in ("(", "{", "["):
             value = self.group(token)
-            if self.peek() in ("^", "**", "!"):
-                raise Foreign  # \sin(x)^2
+            if self.angle and (found := CIRC.match(self.text, self.at)):
+                self.at = found.end()
+                value = self.do.multiply(value, _RADIANS)  # \sin(60)^\circ
+            if self.peek() == "!" or (token == "{" and self.peek() in ("^", "**")):
+                raise Foreign  # \sin{x}^2; of \sin(x)^2 the whole is squared
         else:
             value = self.factor()
             while (token := self.peek()) and token[0] not in "(|/*" and token != r"\cdot" and self.begins_factor(token):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+from bridge_mcore.rewards.numeric import real_value
 from bridge_mcore.rewards.primes import TooHard, factors
-from bridge_mcore.rewards.terms import Arithmetic, Quotient, atom, rational
+from bridge_mcore.rewards.terms import Arithmetic, Quotient, atom, monomial_key, rational
 
 #: Functions with the name under which they are compared.
 _OPAQUE = {
@@ -18,10 +19,15 @@ _OPAQUE = {
     "asin": "arcsin",
     "acos": "arccos",
     "atan": "arctan",
+    "arccot": "arccot",
+    "arcsec": "arcsec",
+    "arccsc": "arccsc",
     "sinh": "sinh",
     "cosh": "cosh",
     "tanh": "tanh",
 }
+#: The functions of angles, with the names of their inverses.
+INVERSES = {name: "arc" + name for name in ("sin", "cos", "tan", "cot", "sec", "csc")}
 #: Those that are quotients of these.
 _DERIVED = {"tan": ("sin", "cos"), "cot": ("cos", "sin"), "sec": ("", "cos"), "csc": ("", "sin")}
 #: All names that :func:`apply` knows.
@@ -63,16 +69,15 @@ def apply(do: Arithmetic, name: str, inside: Quotient, base: Quotient | None) ->
 
 def _known_angle(do: Arithmetic, name: str, inside: Quotient) -> Quotient | None:
     r"""The sine or cosine of a multiple of \pi/6 or \pi/4."""
-    for unit, half_turn in (("c:pi", 1), ("c:deg", 180)):
-        turn = do.divide(inside, atom(unit)).constant()
-        if turn is None:
-            continue
-        degrees = turn * 180 / half_turn - (90 if name == "sin" else 0)
-        degrees = abs((degrees + 180) % 360 - 180)
-        if degrees in _COSINES:
-            times, under_root = _COSINES[int(degrees)]
-            return do.multiply(rational(times), do.power(rational(under_root), rational(Fraction(1, 2))))
-    return None
+    turn = do.divide(inside, atom("c:pi")).constant()
+    if turn is None:
+        return None
+    degrees = turn * 180 - (90 if name == "sin" else 0)
+    degrees = abs((degrees + 180) % 360 - 180)
+    if degrees not in _COSINES:
+        return None
+    times, under_root = _COSINES[int(degrees)]
+    return do.multiply(rational(times), do.power(rational(under_root), rational(Fraction(1, 2))))
 
 
 def _logarithm(do: Arithmetic, name: str, inside: Quotient) -> Quotient:
@@ -99,7 +104,20 @@ def root(do: Arithmetic, inside: Quotient, degree: Quotient) -> Quotient:
         if order > 0 and order % 2:
             return do.multiply(rational(-1), positive)
         raise TooHard
+    odd = order is not None and order.denominator == 1 and order > 1 and order % 2
+    if value is None and odd and _is_negative(do, inside):
+        inside = do.multiply(rational(-1), inside)
+        return do.multiply(rational(-1), do.power(inside, do.divide(rational(1), degree)))
     return do.power(inside, do.divide(rational(1), degree))
+
+
+def _is_negative(do: Arithmetic, inside: Quotient) -> bool:
+    """Which of a formula and its negative stands under an odd root: the negative one goes out. With variables, where
+    neither is negative, the first term says."""
+    if (value := real_value(do, inside)) is not None:
+        return value < 0
+    first = inside.top[min(inside.top, key=monomial_key)]
+    return first * inside.bottom[min(inside.bottom, key=monomial_key)] < 0
 
 
 def factorial(do: Arithmetic, value: Quotient) -> Quotient:

@@ -11,6 +11,7 @@ from megatron.core import parallel_state as mpu
 from bridge_mcore.data.problem import Problem
 from bridge_mcore.rewards.mixed import Rewards
 from bridge_mcore.rewards.protocol import Attempt
+from bridge_mcore.rewards.thoughts import TAIL, opens_thought
 from bridge_mcore.rewards.verdict import Verdict
 from bridge_mcore.rollout.engine import Rollout
 from bridge_mcore.rollout.stop_text import cut_at_text, without_stop
@@ -78,6 +79,9 @@ class Judge:
         """Rollouts as rewards see them."""
         numbers = [0] * len(rollouts) if samples is None else samples
         return [
-            Attempt(p.answer, self.read(r), p.prompt, p.id, j, len(r.tokens), r.finished)
+            Attempt(p.answer, self.read(r), p.prompt, p.id, j, len(r.tokens), r.finished, self._opens_thought(r))
             for p, r, j in zip(problems, rollouts, numbers, strict=True)
         ]
+
+    def _opens_thought(self, rollout: Rollout) -> bool:
+        return opens_thought(self.decode(rollout.prompt[-TAIL:]))

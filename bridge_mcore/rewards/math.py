@@ -3,19 +3,20 @@ r"""Verify mathematical answers: the last ``\boxed{}`` of a response against a g
 from __future__ import annotations
 
 import math
-import re
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from types import TracebackType
 
+from bridge_mcore.config.rewards import Unfinished
 from bridge_mcore.errors import BridgeError, ConfigError
 from bridge_mcore.rewards.boxed import answer_boxes
-from bridge_mcore.rewards.exact import canonical, clean, number
+from bridge_mcore.rewards.exact import clean
 from bridge_mcore.rewards.pool import Outcome, Pool
 from bridge_mcore.rewards.protocol import Attempt
 from bridge_mcore.rewards.same import Decision, decide
-from bridge_mcore.rewards.units import measure
+from bridge_mcore.rewards.thoughts import after_thought
+from bridge_mcore.rewards.unfinished import why_unfinished
 from bridge_mcore.rewards.verdict import Verdict
 
 #: Longest answer in characters that is compared as mathematics. The longest of MATH500 has 53.
@@ -44,6 +45,9 @@ class MathVerifier:
     :param memory_gib: address space in GiB that one process may take.
     :param tolerance: relative error that is allowed where the gold answer is an integer or a decimal: 0.01 for answers
         of physics problems that were rounded. For evaluations only: a reward that is not exact teaches to estimate.
+    :param thoughts: boxes inside a thought (``<think>…``) count; else only what follows its end is read.
+    :param unfinished: "refuse" an answer that is still to be computed where the gold is a number, or only one that
+        "repeats" the question. :meth:`judge` alone looks at that, and only where there is a question.
     :raises ConfigError: a limit that is not positive, or a tolerance outside [0, 1).
     """
 
@@ -54,10 +58,13 @@ class MathVerifier:
         wall_seconds: float = 60.0,
         memory_gib: float = 2.0,
         tolerance: float = 0.0,
+        thoughts: bool = False,
+        unfinished: Unfinished = "refuse",
     ) -> None:
         if not (math.isfinite(tolerance) and 0 <= tolerance < 1):
             raise ConfigError(f"tolerance is {tolerance}; give a relative error from 0 to below 1")
         self._tolerance = float(tolerance)
+        self._thoughts, self._unfinished = thoughts, unfinished
         self._pool = Pool("bridge_mcore.rewards.equivalence:equivalent", workers, cpu_seconds, wall_seconds, memory_gib)
         self._cache: OrderedDict[_Pair, Verdict] = OrderedDict()
         self._lock = threading.Lock()
@@ -75,7 +82,7 @@ class MathVerifier:
         verdicts: dict[int, Verdict] = {}
         asked: dict[_Pair, list[int]] = {}  # equal pairs of a batch are compared once
         for index, (gold, response) in enumerate(pairs):
-            extracted = _extract(gold, response)
+            extracted = _extract(gold, response if self._thoughts else after_thought(response))
             if isinstance(extracted, Verdict):
                 verdicts[index] = extracted
             else:
@@ -89,10 +96,14 @@ class MathVerifier:
 
     def judge(self, attempts: Sequence[Attempt]) -> list[Verdict]:
         """See :class:`bridge_mcore.rewards.protocol.Reward`."""
-        verdicts = self.verify([(attempt.gold, attempt.response) for attempt in attempts])
-        for index, (attempt, verdict) in enumerate(zip(attempts, verdicts, strict=True)):
-            if verdict.verdict == "correct" and attempt.prompt and _repeats_question(attempt):
-                verdicts[index] = Verdict("incorrect", "the answer only repeats an expression of the question")
+        said = [one.response if self._thoughts else after_thought(one.response, one.thinking) for one in attempts]
+        verdicts = self.verify([(attempt.gold, text) for attempt, text in zip(attempts, said, strict=True)])
+        for index, (attempt, text) in enumerate(zip(attempts, said, strict=True)):
+            if verdicts[index].verdict != "correct" or not attempt.prompt.strip():
+                continue
+            gold, answer = gold_text(attempt.gold), clean(_boxed(text) or "")
+            if why := why_unfinished(gold, answer, attempt.prompt, self._unfinished == "refuse"):
+                verdicts[index] = Verdict("incorrect", why)
                 with self._lock:
                     self.counts.update({"correct": -1, "incorrect": 1})
         return verdicts
@@ -193,31 +204,6 @@ def _extract(gold: str, response: str) -> Verdict | _Pair:
     if len(answer) > MAX_ANSWER:
         return Verdict("incorrect", f"an answer of {len(answer)} characters")
     return gold, answer
-
-
-#: Marks of an expression that is still to be computed; a fraction, a mixed number or a unit is none.
-_UNEVALUATED = re.compile(
-    r"\\(?:sqrt|[dt]?binom|cdot|times|div|sin|cos|tan|sec|csc|cot|arc[a-z]+|log|ln|lfloor|lceil|sum|prod|int|gcd)"
-    r"|[!^*+|]|[\d)}]-|\)/"
-)
-
-
-def _repeats_question(attempt: Attempt) -> bool:
-    r"""The gold is a plain number, and the answer an expression that the question contains.
-
-    ``Compute \binom{8}{4}`` must not be answered by ``\boxed{\binom{8}{4}}``, which is equal to 70 but no answer.
-    """
-    if number(canonical(gold_text(attempt.gold))) is None:
-        return False
-    answer = canonical(clean(_boxed(attempt.response) or ""))
-    value = measure(answer)
-    if value is None or "=" in answer or not _UNEVALUATED.search(value.value):
-        return False
-    question = canonical(attempt.prompt.translate(_WRAPPER_SIGNS)).replace(" ", "")
-    return value.value.replace(" ", "") in question
-
-
-_WRAPPER_SIGNS = {ord("$"): " "}
 
 
 def _judge(outcome: Outcome) -> Verdict:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from bridge_mcore.config.rewards import PLUGIN, plugins_among, reward_problem, unnamed_plugin
+from bridge_mcore.config.rewards import PLUGIN, Unfinished, plugins_among, reward_problem, unnamed_plugin
 from bridge_mcore.config.rewards import Reward as RewardSection
 from bridge_mcore.errors import ConfigError
 from bridge_mcore.rewards.any_of import AnyOfReward
 from bridge_mcore.rewards.noise import NoisyReward
 from bridge_mcore.rewards.protocol import Attempt, Reward
 from bridge_mcore.rewards.sandbox import SandboxSettings
+from bridge_mcore.rewards.thoughts import after_thought
 from bridge_mcore.rewards.verdict import Verdict
 
 
@@ -30,6 +31,9 @@ class RewardSettings:
         partial: keep reasoning-gym's scores between 0 and 1.
         noise: probability that a verdict is flipped; 0: no noise.
         noise_seed: which ones.
+        thoughts: answers inside a thought count too (but for plugins, which read all of a response anyway).
+        unfinished: of `math`: "refuse" an answer that is still to be computed where the gold is a number, or only one
+            that "repeats" the question.
         tolerance: of `math`: relative difference at which a number with decimals counts as the right one.
         sandbox: limits of candidate programs.
         plugins: the rewards `plugin:…` that the user's settings name; no other is ever built, whatever asks for it.
@@ -44,6 +48,8 @@ class RewardSettings:
     noise: float = 0.0
     noise_seed: int = 0
     tolerance: float = 0.0
+    thoughts: bool = False
+    unfinished: Unfinished = "refuse"
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
     plugins: frozenset[str] = frozenset()
 
@@ -62,6 +68,7 @@ def settings_of(section: RewardSection, plugins: frozenset[str] = frozenset()) -
         workers=section.workers, cpu_seconds=section.cpu_seconds, wall_seconds=section.wall_seconds,
         memory_gib=section.memory_gib, program_seconds=limits.pop("program_seconds"), partial=section.partial,
         noise=section.noise, noise_seed=section.noise_seed, tolerance=section.tolerance,
+        thoughts=section.thoughts, unfinished=section.unfinished,
         sandbox=SandboxSettings(**limits), plugins=plugins | plugins_among([section.verifier]),
     )  # fmt: skip
 
@@ -76,7 +83,9 @@ def build_reward(name: str, settings: RewardSettings) -> Reward:
     if name == "math":
         from bridge_mcore.rewards.math import MathVerifier
 
-        return MathVerifier(*limits, tolerance=settings.tolerance)
+        return MathVerifier(
+            *limits, tolerance=settings.tolerance, thoughts=settings.thoughts, unfinished=settings.unfinished
+        )
     if name == "choice":
         from bridge_mcore.rewards.choice import ChoiceReward
 
@@ -146,7 +155,7 @@ class Rewards:
             reward = self._reward(name)
             if not noise and isinstance(reward, NoisyReward):
                 reward = reward.reward
-            judged = reward.judge([attempts[index] for index in indices])
+            judged = reward.judge([self._read(name, attempts[index]) for index in indices])
             verdicts.update(zip(indices, judged, strict=True))
         return [verdicts[index] for index in range(len(attempts))]
 
@@ -155,6 +164,15 @@ class Rewards:
         with self._lock:
             for reward in self._rewards.values():
                 reward.close()
+
+    def _read(self, name: str, attempt: Attempt) -> Attempt:
+        """An attempt without its thoughts; a plugin gets what the model wrote."""
+        if self.settings.thoughts or name.startswith(PLUGIN):
+            return attempt
+        said = after_thought(attempt.response, attempt.thinking)
+        if said is attempt.response:
+            return attempt
+        return replace(attempt, response=said, thinking=False)
 
     def _reward(self, name: str) -> Reward:
         with self._lock:

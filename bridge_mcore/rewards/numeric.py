@@ -1,7 +1,7 @@
-"""Evaluate formulas at random points, to tell apart what is certainly different.
+"""Evaluate formulas, to tell apart what is certainly different, and to find constants that are the same.
 
-Numbers only ever say "different": agreement at some points is no proof, and proves nothing about a decimal
-approximation that is good to twelve digits.
+At random points machine numbers only ever say "different": agreement at some points is no proof. Formulas without
+variables are compared with so many digits that no short formula agrees with another by chance.
 """
 
 from __future__ import annotations
@@ -11,39 +11,63 @@ import math
 import random
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 from bridge_mcore.rewards.terms import Arithmetic, Quotient, Sum
 
-_FUNCTIONS: dict[str, Callable[[complex], complex]] = {
-    "sin": cmath.sin,
-    "cos": cmath.cos,
-    "arcsin": cmath.asin,
-    "arccos": cmath.acos,
-    "arctan": cmath.atan,
-    "sinh": cmath.sinh,
-    "cosh": cmath.cosh,
-    "tanh": cmath.tanh,
-    "ln": cmath.log,
-    "abs": abs,
-}
-_CONSTANTS = {"pi": math.pi, "e": math.e, "i": 1j, "deg": math.pi / 180}
-#: Beyond these magnitudes rounding spoils what a function makes of its argument.
-_LARGEST, _LARGEST_ARGUMENT = 1e100, 1e4
-#: Relative difference that rounding does not explain.
+#: Relative difference that rounding of machine numbers does not explain.
 _CLEAR = 1e-7
+#: Most digits that constants are compared with; formulas that need more are left to others.
+_MOST_DIGITS = 2500
 
 
 class _Unknown(Exception):
     """No value can be given with confidence."""
 
 
+@dataclass(frozen=True)
+class _Numbers:
+    """One kind of numbers.
+
+    Attributes:
+        library: its functions and constants, as cmath calls them.
+        of: a rational as such a number.
+        least, largest: magnitudes of terms beyond which values are not to be trusted.
+        largest_argument: of a function, but for the base of a power.
+        cancelled: relative size of a sum below which its value may be nothing but rounding.
+    """
+
+    library: Any
+    of: Callable[[Fraction], Any]
+    least: float
+    largest: float
+    largest_argument: float
+    cancelled: float
+
+
+_MACHINE = _Numbers(cmath, lambda value: complex(float(value)), 0.0, 1e100, 1e4, 1e-6)
+_FUNCTIONS = {
+    "arcsin": "asin",
+    "arccos": "acos",
+    "arctan": "atan",
+    "arccot": "atan",
+    "arcsec": "acos",
+    "arccsc": "asin",
+}
+_FUNCTIONS["ln"] = "log"
+_OF_THE_INVERSE = ("arccot", "arcsec", "arccsc")
+
+
 def clearly_different(arithmetic: Arithmetic, one: Quotient, other: Quotient) -> bool:
     """The two have clearly different values at several random points (the same in every process)."""
-    bases: set[int] = set()  # \log is taken to both of its usual bases, by turns
+    bases: set[int] = set()  # \\log is taken to both of its usual bases, by turns
     for point in range(6):
+        evaluate = _Evaluator(arithmetic, _MACHINE, point)
         try:
-            a, a_size = _value(arithmetic, one, point)
-            b, b_size = _value(arithmetic, other, point)
+            a, a_size = evaluate.quotient(one)
+            b, b_size = evaluate.quotient(other)
         except (_Unknown, ArithmeticError, ValueError):
             continue
         if abs(a - b) <= _CLEAR * (a_size + b_size):
@@ -57,77 +81,162 @@ def clearly_different(arithmetic: Arithmetic, one: Quotient, other: Quotient) ->
 def real_value(arithmetic: Arithmetic, quotient: Quotient) -> float | None:
     """The value of a formula without variables, where it is real and can be given to some ten digits."""
     try:
-        value, size = _value(arithmetic, quotient, -1)
+        value, size = _Evaluator(arithmetic, _MACHINE, -1).quotient(quotient)
     except (_Unknown, ArithmeticError, ValueError):
         return None
-    return value.real if abs(value.imag) <= _CLEAR * size else None
+    return float(value.real) if abs(value.imag) <= _CLEAR * size else None
 
 
-def _value(arithmetic: Arithmetic, quotient: Quotient, point: int) -> tuple[complex, float]:
-    """The value, and a size that its rounding error is small against."""
-    top, top_size = _sum(arithmetic, quotient.top, point)
-    bottom, bottom_size = _sum(arithmetic, quotient.bottom, point)
-    if abs(bottom) <= 1e-6 * bottom_size:
-        raise _Unknown
-    value = top / bottom
-    return value, top_size / abs(bottom) + abs(value) * bottom_size / abs(bottom)
+def same_constant(arithmetic: Arithmetic, one: Quotient, other: Quotient) -> bool | None:
+    """Whether two formulas without variables have one value; None where that cannot be said.
+
+    They are compared with 150 digits, and eight more for each digit in them: two algebraic numbers that short
+    formulas can name are further apart, and an approximation, whatever its length, is too.
+    """
+    digits = 150 + 8 * (_digits(arithmetic, one, set()) + _digits(arithmetic, other, set()))
+    if digits > _MOST_DIGITS:
+        return None
+    from mpmath import MPContext  # wanted by few formulas
+
+    library = MPContext()
+    library.dps = digits
+    numbers = _Numbers(
+        library, lambda value: library.mpf(value.numerator) / value.denominator, 1e-60, 1e40, 60.0, 1e-20
+    )
+    for point in (-2, -1):  # both bases of \\log
+        evaluate = _Evaluator(arithmetic, numbers, point)
+        try:
+            a, a_size = evaluate.quotient(one)
+            b, b_size = evaluate.quotient(other)
+        except (_Unknown, ArithmeticError, ValueError, TypeError):
+            return None
+        apart, size = abs(a - b), a_size + b_size
+        if apart > size * library.mpf(10) ** (40 - digits):
+            return False
+        if apart > size * library.mpf(10) ** (20 - digits):
+            return None
+    return True
 
 
-def _sum(arithmetic: Arithmetic, terms: Sum, point: int) -> tuple[complex, float]:
-    total, size = 0j, 0.0
-    for monomial, factor in terms.items():
-        value = complex(float(factor))
-        for atom, power in monomial:
-            value *= _atom(arithmetic, atom, point) ** float(power)
-        if not abs(value) < _LARGEST:
+def _digits(arithmetic: Arithmetic, quotient: Quotient, seen: set[str]) -> int:
+    """Decimal digits of all numbers in a formula."""
+    total = 0
+    for terms in (quotient.top, quotient.bottom):
+        for monomial, factor in terms.items():
+            total += _size(factor) + sum(_size(power) for _, power in monomial)
+    for name in quotient.atoms() - seen:
+        seen.add(name)
+        if name.startswith("p:"):
+            total += len(name) - 2
+        for argument in arithmetic.opaque.get(name, ("", ()))[1]:
+            total += _digits(arithmetic, argument, seen)
+    return total
+
+
+def _size(value: Fraction) -> int:
+    return (value.numerator.bit_length() + value.denominator.bit_length()) // 3
+
+
+class _Evaluator:
+    """Values at one point, in one kind of numbers; points below 0 have no variables."""
+
+    def __init__(self, arithmetic: Arithmetic, numbers: _Numbers, point: int) -> None:
+        self._arithmetic, self._numbers, self._point = arithmetic, numbers, point
+
+    def quotient(self, quotient: Quotient) -> tuple[Any, Any]:
+        """The value, and a size that its rounding error is small against."""
+        top, top_size = self._sum(quotient.top)
+        bottom, bottom_size = self._sum(quotient.bottom)
+        if abs(bottom) <= self._numbers.cancelled * bottom_size:
             raise _Unknown
-        total += value
-        size += abs(value)
-    return total, size
+        value = top / bottom
+        return value, top_size / abs(bottom) + abs(value) * bottom_size / abs(bottom)
+
+    def _sum(self, terms: Sum) -> tuple[Any, Any]:
+        total, size = self._numbers.of(Fraction(0)) + 0j, self._numbers.of(Fraction(0)).real
+        for monomial, factor in terms.items():
+            value = self._numbers.of(factor) + 0j
+            for atom, power in monomial:
+                value *= self._power(self._atom(atom), power)
+            if not self._numbers.least <= abs(value) < self._numbers.largest:
+                raise _Unknown
+            total += value
+            size += abs(value)
+        return total, size
+
+    def _power(self, value: Any, exponent: Fraction) -> Any:
+        """``value ** exponent``; the odd root of a negative number is the real one."""
+        negative = value.real < 0 and abs(value.imag) <= 1e-12 * abs(value)
+        if negative and exponent.denominator > 1 and exponent.denominator % 2:
+            size = (-value.real) ** self._numbers.of(exponent).real
+            return (-size if exponent.numerator % 2 else size) + 0j
+        if exponent.denominator == 1:
+            return value ** int(exponent)
+        return value ** self._numbers.of(exponent)
+
+    def _atom(self, atom: str) -> Any:
+        kind, name = atom[0], atom[2:]
+        if kind == "p":
+            return self._numbers.of(Fraction(int(name))) + 0j
+        if kind == "c":
+            return self._constant(name)
+        if kind == "v":
+            if self._point < 0:
+                raise _Unknown
+            # Real, of either sign, not close to 0, and not to be guessed by rounding.
+            number = random.Random(zlib.crc32(f"{self._point} {name}".encode()))
+            return complex(number.choice([-1, 1]) * number.uniform(0.3, 2.7))
+        if atom not in self._arithmetic.opaque:
+            raise _Unknown
+        function, arguments = self._arithmetic.opaque[atom]
+        values = []
+        for i, argument in enumerate(arguments):
+            value, size = self.quotient(argument)
+            most = self._numbers.largest if function == "^" and i == 0 else self._numbers.largest_argument
+            if size > most or abs(value) < self._numbers.least * size:
+                raise _Unknown
+            values.append(value)
+        exponent = arguments[1].constant() if function == "^" else None
+        return self._function(function, values, exponent)
+
+    def _constant(self, name: str) -> Any:
+        library = self._numbers.library
+        if name == "i":
+            return self._numbers.of(Fraction(0)) + 1j
+        return (+library.e if name == "e" else +library.pi / (180 if name == "deg" else 1)) + 0j
+
+    def _function(self, name: str, values: list[Any], exponent: Fraction | None) -> Any:
+        value, library = values[0], self._numbers.library
+        if name == "^":
+            if abs(value) < 1e-9:
+                raise _Unknown
+            return self._power(value, exponent) if exponent is not None else value ** values[1]
+        if name in ("floor", "ceil"):
+            nearest = round(float(value.real))
+            if abs(value.imag) > 1e-9 or abs(value.real - nearest) < 1e-6:
+                raise _Unknown
+            rounded = math.floor(value.real) if name == "floor" else math.ceil(value.real)
+            return self._numbers.of(Fraction(rounded)) + 0j
+        if name in ("!", "binom"):
+            if library is not cmath:
+                raise _Unknown
+            return _factorials(name, values)
+        if name.endswith("()"):
+            if self._point < 0:
+                raise _Unknown
+            # Some function, the same wherever its name stands; what holds for all functions holds for this one.
+            shift = (zlib.crc32(name.encode()) % 1000) / 500
+            return 1.3 + shift + cmath.sin(value * (1 + shift) + shift)
+        if name == "log":
+            return library.log(value) if self._point % 2 else library.log10(value)
+        if name in _OF_THE_INVERSE:
+            value = 1 / value
+        if name == "abs":
+            return abs(value) + 0j
+        return getattr(library, _FUNCTIONS.get(name, name))(value) + 0j
 
 
-def _atom(arithmetic: Arithmetic, atom: str, point: int) -> complex:
-    kind, name = atom[0], atom[2:]
-    if kind == "p":
-        return complex(int(name))
-    if kind == "c":
-        return complex(_CONSTANTS[name])
-    if kind == "v":
-        if point < 0:
-            raise _Unknown
-        # Real, of either sign, not close to 0, and not to be guessed by rounding.
-        number = random.Random(zlib.crc32(f"{point} {name}".encode()))
-        return complex(number.choice([-1, 1]) * number.uniform(0.3, 2.7))
-    if atom not in arithmetic.opaque:
-        raise _Unknown
-    function, arguments = arithmetic.opaque[atom]
-    values = [_value(arithmetic, argument, point) for argument in arguments]
-    if any(size > _LARGEST_ARGUMENT for _, size in values):
-        raise _Unknown
-    value = values[0][0]
-    if function == "^":
-        if abs(value) < 1e-9:
-            raise _Unknown
-        return value ** values[1][0]
-    if function in ("floor", "ceil"):
-        nearest = round(value.real)
-        if abs(value.imag) > 1e-9 or abs(value.real - nearest) < 1e-6:
-            raise _Unknown
-        return complex(math.floor(value.real) if function == "floor" else math.ceil(value.real))
-    if function in ("!", "binom"):
-        return _factorials(function, [number for number, _ in values])
-    if function.endswith("()"):
-        if point < 0:
-            raise _Unknown
-        # Some function, the same wherever its name stands; what holds for all functions holds for this one.
-        shift = (zlib.crc32(function.encode()) % 1000) / 500
-        return 1.3 + shift + cmath.sin(value * (1 + shift) + shift)
-    if function == "log":
-        return cmath.log(value) if point % 2 else cmath.log10(value)
-    return complex(_FUNCTIONS[function](value))
-
-
-def _factorials(function: str, values: list[complex]) -> complex:
+def _factorials(function: str, values: list[Any]) -> complex:
     if any(abs(value.imag) > 1e-9 or not 0 <= value.real < 100 for value in values):
         raise _Unknown
     first, *rest = (value.real for value in values)

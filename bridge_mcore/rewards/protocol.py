@@ -22,6 +22,7 @@ class Attempt:
         sample: number of this response among those to the problem in one call, from 0.
         tokens: length of the response; None where it is not known.
         finished: the response ended by itself; False means it was cut.
+        thinking: the prompt that the model was given opens a thought, so that the response begins in one.
     """
 
     gold: str
@@ -31,6 +32,7 @@ class Attempt:
     sample: int = 0
     tokens: int | None = None
     finished: bool = True
+    thinking: bool = False
 
 
 class Reward(Protocol):

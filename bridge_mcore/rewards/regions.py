@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bridge_mcore.rewards.answers import as_region
+from bridge_mcore.rewards.pieces import joined, overlap
 from bridge_mcore.rewards.relations import same_label
 from bridge_mcore.rewards.structure import Answer, Piece
 from bridge_mcore.rewards.tokens import Unreadable
@@ -18,7 +19,7 @@ class Regions(Values):
         if gold.label and answer.label and not same_label(gold.label, answer.label):
             return self._no(f"{answer.label} is given, not {gold.label}")
         try:
-            one, other = self._ordered(as_region(gold).pieces), self._ordered(as_region(answer).pieces)
+            one, other = (self._ordered(_united(side).pieces) for side in (gold, answer))
         except Unreadable:
             return self._no("one is an interval, the other is not")
         if len(one) != len(other):
@@ -31,20 +32,17 @@ class Regions(Values):
 
     def _ordered(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The pieces from left to right, those that touch joined; as they came, where an end has no number."""
-        ends = [[self._real(end) for end in (piece.low, piece.high)] for piece in pieces]
-        if any(low is None or high is None for low, high in ends):
+        try:
+            return joined(pieces)
+        except Unreadable:
             return list(pieces)
-        done: list[tuple[Piece, float, float]] = []
-        for i in sorted(range(len(pieces)), key=lambda i: (ends[i][0], ends[i][1])):  # type: ignore[arg-type, return-value]
-            piece, (low, high) = pieces[i], ends[i]
-            assert low is not None and high is not None
-            if done:
-                before, before_low, before_high = done[-1]
-                touch = abs(low - before_high) < 1e-9 if abs(low) != float("inf") else low == before_high
-                if (low < before_high and not touch) or (touch and (piece.closed_low or before.closed_high)):
-                    if high > before_high:
-                        joined = Piece(before.low, piece.high, before.closed_low, piece.closed_high)
-                        done[-1] = (joined, before_low, high)
-                    continue
-            done.append((piece, low, high))
-        return [piece for piece, _, _ in done]
+
+
+def _united(answer: Answer) -> Answer:
+    """Intervals one after another, as a union of them."""
+    if answer.kind == "list" and not any(item.label for item in answer.items):
+        pieces = tuple(piece for item in answer.items for piece in as_region(item).pieces)
+        if overlap(pieces):
+            raise Unreadable  # two answers, not two parts of one
+        return Answer("region", answer.text, pieces=pieces)
+    return as_region(answer)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
-from bridge_mcore.rewards.answers import is_name
+from bridge_mcore.rewards.answers import is_matrix_name, is_name, read
+from bridge_mcore.rewards.notation import PLAIN_WORDS
 from bridge_mcore.rewards.primes import TooHard
 from bridge_mcore.rewards.structure import Answer, flat
 from bridge_mcore.rewards.terms import Quotient, atom, rational
+from bridge_mcore.rewards.tokens import Unreadable
 from bridge_mcore.rewards.values import Decision, Values, decisive, free_of_variables, measure_value
 
 
@@ -21,6 +24,11 @@ class Relations(Values):
     def _relations(self, gold: Answer, answer: Answer) -> Decision:
         if answer.kind == "relation" and not self._approximations_fit(answer):
             return self._no("an approximation that does not fit")
+        gold, answer = _matrix_of(gold), _matrix_of(answer)
+        if "relation" not in (gold.kind, answer.kind):
+            return self.answers(gold, answer)
+        if renamed := _same_variables(gold, answer):
+            answer = renamed
         gold_side, answer_side = labelled(gold), labelled(answer)
         if gold_side is None and answer_side is None:
             return self._statements(gold, answer)
@@ -38,6 +46,8 @@ class Relations(Values):
                 return self._no("an equation or inequality, not a value")
             return self._all(self.answers(gold, value) for value in values)
         (gold_label, gold_values), (answer_label, answer_values) = gold_side, answer_side
+        if gold.kind == "words" and answer_label.startswith(r"\text"):
+            return self._no("two answers in words")
         if gold_label and answer_label and not same_label(gold_label, answer_label):
             if len(gold.items) == len(answer.items) == 2:
                 return self._statements(gold, answer)
@@ -116,6 +126,44 @@ class Relations(Values):
                 if one is None or other is None or not abs(one - other) <= 0.01 * abs(one):
                     return False
         return True
+
+
+def _matrix_of(answer: Answer) -> Answer:
+    r"""The matrix of ``A = \begin{pmatrix}...``, and of ``A^{-1} = ...``, whose name is no factor."""
+    if answer.kind != "relation" or set(answer.signs) != {"="} or answer.items[-1].kind != "matrix":
+        return answer
+    return answer.items[-1] if all(is_matrix_name(item.text) for item in answer.items[:-1]) else answer
+
+
+_FUNCTION = re.compile(r"(?P<name>[A-Za-z](?:_(?:\{\w+\}|\w))?)\((?P<variables>[A-Za-z](?:,[A-Za-z])*)\)")
+_LETTERS = re.compile(r"\\[A-Za-z]+|[A-Za-z]+")
+
+
+def _same_variables(gold: Answer, answer: Answer) -> Answer | None:
+    """``f(t) = 2t`` with the variables of ``f(x) = 2x``; None where the two do not differ in that way."""
+    if gold.kind != "relation" or answer.kind != "relation":
+        return None
+    heads = [_FUNCTION.fullmatch(one.items[0].text) for one in (gold, answer)]
+    if heads[0] is None or heads[1] is None or heads[0]["name"] != heads[1]["name"]:
+        return None
+    old, new = (head["variables"].split(",") for head in (heads[1], heads[0]) if head)
+    if old == new or len(old) != len(new) or len(set(old)) != len(old) or len(set(new)) != len(new):
+        return None
+    names = dict(zip(old, new, strict=True))
+    letters = set("".join(word for word in _LETTERS.findall(answer.text) if not word.startswith("\\")))
+    if letters & set(new) - set(old):
+        return None  # f(t) = xt depends on x in another way
+
+    def renamed(found: re.Match[str]) -> str:
+        word = found[0]
+        if word.startswith("\\") or word in PLAIN_WORDS:
+            return word
+        return "".join(names.get(letter, letter) for letter in word)
+
+    try:
+        return read(_LETTERS.sub(renamed, answer.text))
+    except Unreadable:
+        return None
 
 
 def labelled(answer: Answer) -> tuple[str, tuple[Answer, ...]] | None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from bridge_mcore.rewards.answers import read
 from bridge_mcore.rewards.exact import canonical, number
 from bridge_mcore.rewards.primes import TooHard
+from bridge_mcore.rewards.ratios import Ratios
 from bridge_mcore.rewards.regions import Regions
 from bridge_mcore.rewards.relations import Relations, named
 from bridge_mcore.rewards.structure import Answer, nesting
@@ -43,7 +44,7 @@ def decide(
     return comparison.whole(gold, answer), comparison.note
 
 
-class Comparison(Relations, Regions):
+class Comparison(Relations, Regions, Ratios):
     """One comparison, with its budget and the formulas it has read."""
 
     def whole(self, gold: str, answer: str) -> Decision:
@@ -83,6 +84,10 @@ class Comparison(Relations, Regions):
             return self._matrices(gold, answer)
         if gold.kind == answer.kind == "numeral":
             return (gold.text, gold.label) == (answer.text, answer.label) or self._no("another number, or another base")
+        if {gold.kind, answer.kind} == {"numeral", "value"}:
+            return self._bare_binary(*((gold, answer) if gold.kind == "numeral" else (answer, gold)))
+        if "time" in (gold.kind, answer.kind):
+            return self._times(gold, answer)
         if "ratio" in (gold.kind, answer.kind):
             return self._ratios(gold, answer)
         if gold.kind == answer.kind == "value":
@@ -99,7 +104,13 @@ class Comparison(Relations, Regions):
             return self.answers(read(gold.text or gold.label, 1), answer)
         return self.answers(gold, read(answer.text or answer.label, 1))
 
-    # Lists, sets, tuples, matrices, ratios
+    def _bare_binary(self, numeral: Answer, bare: Answer) -> bool:
+        """The base may be left out or added where the digits show it: four or more, all of them 0 and 1."""
+        if numeral.label == "2" and bare.text.lstrip("0") == numeral.text and _BINARY.fullmatch(bare.text):
+            return True
+        return self._no("a base is given on one side alone")
+
+    # Lists, sets, tuples, matrices
 
     def _collections(self, gold: Answer, answer: Answer) -> Decision:
         if gold.kind not in _COLLECTIONS or answer.kind not in _COLLECTIONS:
@@ -161,22 +172,8 @@ class Comparison(Relations, Regions):
         rows = zip(gold.items, answer.items, strict=True)
         return self._all(self.answers(a, b) for x, y in rows for a, b in zip(x.items, y.items, strict=True))
 
-    def _ratios(self, gold: Answer, answer: Answer) -> Decision:
-        if gold.kind == answer.kind:
-            one, other = ([item.text for item in ratio.items] for ratio in (gold, answer))
-            if len(one) != len(other):
-                return self._no("a ratio of another number of terms")
-            if self._all(self._values(a, b) for a, b in zip(one, other, strict=True)):
-                return True
-            crossed = ((f"({a})({other[0]})", f"({b})({one[0]})") for a, b in zip(one, other, strict=True))
-            return self._all(self._values(a, b) for a, b in crossed)
-        ratio, value = (gold, answer) if gold.kind == "ratio" else (answer, gold)
-        if len(ratio.items) != 2 or value.kind != "value":
-            return self._no("a ratio is asked for, or given where none is")
-        fraction = f"\\frac{{{ratio.items[0].text}}}{{{ratio.items[1].text}}}"
-        return self._values(*((fraction, value.text) if ratio is gold else (value.text, fraction)))
 
-
+_BINARY = re.compile(r"[01]{4,}")
 _COLLECTIONS = frozenset(["list", "set", "tuple"])
 
 

@@ -166,9 +166,14 @@ class Arithmetic:
         factor /= base.bottom[_ONE]
         # (a b)^r = a^r b^r holds if all but one of the factors are positive; and (x^2)^{1/2} is not x.
         variables = [name for name, power in monomial if name[0] != "p" and name not in ("c:pi", "c:e")]
-        if factor <= 0 or len(variables) > 1 or any(power != 1 for name, power in monomial if name in variables):
+        # The odd root of a negative number is the real one, for which both hold without condition.
+        odd = number is not None and number.denominator % 2 and all(name[0] == "v" for name in variables)
+        unlike = len(variables) > 1 or any(power != 1 for name, power in monomial if name in variables)
+        if not factor or (not odd and (factor < 0 or unlike)):
             raise _NoRule
-        result = self._power(rational(factor), exponent)
+        result = self._power(rational(abs(factor)), exponent)
+        if factor < 0 and number is not None and number.numerator % 2:
+            result = self.multiply(rational(-1), result)
         for name, times in monomial:
             if name[0] == "p":
                 piece = self._root_power(name, int(name[2:]), times, exponent)

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from bridge_mcore.rewards.exact import number
 from bridge_mcore.rewards.formula import read_formula
-from bridge_mcore.rewards.numeric import clearly_different, real_value
+from bridge_mcore.rewards.numeric import clearly_different, real_value, same_constant
 from bridge_mcore.rewards.primes import TooHard
 from bridge_mcore.rewards.structure import INFINITIES, flat, plain_words
 from bridge_mcore.rewards.terms import Arithmetic, Quotient, rational
@@ -23,8 +23,13 @@ _DECISIVE = ("p:", "v:", "c:pi", "c:i")
 _EXACT_DECIMAL = re.compile(r"\d*\.\d|e[+-]?\d")
 #: What Math-Verify may be asked. It reads what it can of anything else, and so finds 5 in `4 # 5`.
 _FORMULA = re.compile(r"(?:[A-Za-z0-9+\-*/^_(){}\[\]|!.,'&=<> ]|\\[A-Za-z]+(?![A-Za-z])|\\\\)*", re.ASCII)
+_DEGREES = re.compile(
+    r"((?<![\d.])\d+(?:\.\d+)?|\\frac\{[^{}]*\}\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]|\([^()]*\)|\{[^{}]*\})"
+    r"\^(?:\{\\circ\}|\\circ(?![A-Za-z])) ?"
+)
 _COMMANDS_NAMES = """
-    frac sqrt binom dbinom tbinom cdot times div pi infty sin cos tan cot sec csc arcsin arccos arctan sinh cosh
+    frac sqrt binom dbinom tbinom cdot times div pi infty sin cos tan cot sec csc arcsin arccos arctan arccot arcsec
+    arccsc sinh cosh
     tanh ln log exp sum prod int max min gcd lcm lfloor rfloor lceil rceil lvert rvert lVert rVert vert begin
     end alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau
     phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar le ge ne
@@ -72,13 +77,17 @@ class Values:
         return self._formulas_equal(one.value, other.value)
 
     def _percent(self, percent: str, plain: str, gold_is_percent: bool) -> Decision:
-        """50% is 0.5; the sign may also be left out, but not where 0.5% would then be 0.5."""
+        """50% is 0.5, and without its sign 50, unless that could be meant by 0.5%.
+
+        A sign that the answer adds is read in one way: n% is n where the gold is larger than 1, else a hundredth of n.
+        """
         hundredth = f"\\frac{{{percent}}}{{100}}"
-        decision = self._formulas_equal(*((hundredth, plain) if gold_is_percent else (plain, hundredth)))
+        if not gold_is_percent:
+            size = self._real(plain)
+            return self._formulas_equal(plain, percent if size is not None and abs(size) > 1 else hundredth)
+        decision = self._formulas_equal(hundredth, plain)
         value = number(percent)
-        if decision or value is None or abs(value) <= 1:
-            return decision
-        return self._formulas_equal(*((percent, plain) if gold_is_percent else (plain, percent)))
+        return decision if decision or value is None or abs(value) <= 1 else self._formulas_equal(percent, plain)
 
     def _formulas_equal(self, gold: str, answer: str) -> Decision:
         if gold == answer:
@@ -95,9 +104,9 @@ class Values:
                 return self._quotients_equal(gold, answer, one, other)
             except TooHard:
                 pass
-        if answer in self._malformed or not admissible(answer):
+        if answer in self._malformed or not admissible(_in_radians(answer)):
             return self._no("the answer cannot be read as mathematics")
-        if gold in self._malformed or not admissible(gold):
+        if gold in self._malformed or not admissible(_in_radians(gold)):
             return self._no("the gold answer cannot be read as mathematics; compared as text")
         return self._ask(gold, answer)
 
@@ -108,7 +117,13 @@ class Values:
             real = real_value(self._arithmetic, other)
             if real is not None and near(gold, value, real, self._tolerance):
                 return True
-        if (decisive(one) and decisive(other)) or clearly_different(self._arithmetic, one, other):
+        different = (decisive(one) and decisive(other)) or clearly_different(self._arithmetic, one, other)
+        if not different and free_of_variables(one) and free_of_variables(other):
+            same = same_constant(self._arithmetic, one, other)
+            if same:
+                return True
+            different = same is False
+        if different:
             if _EXACT_DECIMAL.search(answer) and not _EXACT_DECIMAL.search(gold):
                 return self._no("different; a decimal approximation is not the exact answer")
             return self._no("different")
@@ -136,6 +151,9 @@ class Values:
     def _ask(self, gold: str, answer: str) -> Decision:
         if self._oracle is None:
             return None
+        gold, answer = (_in_radians(text) for text in (gold, answer))
+        if r"\circ" in gold + answer:
+            return self._no("degrees that cannot be read")  # Math-Verify would leave the sign out
         return self._oracle(gold, answer) or self._no("different")
 
     @staticmethod
@@ -161,6 +179,10 @@ def measure_value(text: str) -> str:
     """The text of a value without its unit."""
     found = measure(text)
     return text if found is None or found.doubtful else found.value
+
+
+def _in_radians(text: str) -> str:
+    return _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text) if r"\circ" in text else text
 
 
 def words(text: str) -> str:

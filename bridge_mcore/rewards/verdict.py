@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 VerdictName = Literal["correct", "incorrect", "timeout", "error"]
+#: How rewards that read an answer in a certain form begin to say that a response holds none.
+_NO_ANSWER = ("no \\boxed", "no <answer>", "an empty \\boxed", "no code block")
 VERDICTS: tuple[VerdictName, ...] = get_args(VerdictName)
 
 
@@ -30,6 +32,16 @@ class Verdict:
     def decided(self) -> bool:
         """True for ``correct`` and ``incorrect``."""
         return self.verdict in ("correct", "incorrect")
+
+    @property
+    def unanswered(self) -> bool:
+        """The response holds no answer in the form that the reward reads."""
+        return self.verdict == "incorrect" and says_no_answer(self.reason)
+
+
+def says_no_answer(reason: str) -> bool:
+    """Whether a verdict's reason is that the response holds no answer in the form that the reward reads."""
+    return reason.startswith(_NO_ANSWER)
 
 
 def why_undecided(reward: str, verdict: str, reason: str) -> str:

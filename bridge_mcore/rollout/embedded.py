@@ -5,7 +5,7 @@ There is nothing to synchronise: what acts is what learns. It suits small models
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from bridge_mcore.model.gpt import PolicyModel, decoding
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
 from bridge_mcore.rollout.sampling import sample, uniform
 from bridge_mcore.rollout.stages import Stages
+from bridge_mcore.rollout.stop_text import StopTexts
 
 #: Rows leave the batch once fewer than this share of them still decode: compacting copies the cache.
 _COMPACT_BELOW = 0.75
@@ -29,8 +30,15 @@ class EmbeddedEngine:
     stages wait for one another: large models want SGLang or vLLM.
     """
 
-    def __init__(self, chunks: Sequence[PolicyModel], batch_size: int = 256) -> None:
+    def __init__(
+        self,
+        chunks: Sequence[PolicyModel],
+        batch_size: int = 256,
+        decode: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
+        """decode: token ids to text; without it no text can end an answer."""
         self.chunks = list(chunks)
+        self.decode = decode
         self.stages = Stages(chunks)
         self.device = chunks[0].inv_freq.device
         self.batch_size = batch_size
@@ -54,9 +62,23 @@ class EmbeddedEngine:
     def close(self) -> None:
         """See Engine.close."""
 
-    @torch.no_grad()
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[Rollout]:
         """See Engine.generate. Raises TrainingError for NaN logits or a sequence over the model's context."""
+        done: dict[int, Rollout] = {}
+        tokens = 0
+        for finished in self.stream(requests, params):
+            done |= finished
+            if finished and self.on_progress is not None:
+                tokens += sum(len(r.tokens) for r in finished.values())
+                self.on_progress(len(done), len(requests), tokens)
+        return [done[i] for i in range(len(requests))]
+
+    @torch.no_grad()
+    def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[dict[int, Rollout]]:
+        """After every token that is decoded, the answers that it has finished, by the place of their requests.
+
+        Raises TrainingError as `generate` does.
+        """
         limit = self.chunks[0].shape.max_positions
         for r in requests:
             if not r.prompt or len(r.prompt) + params.max_new_tokens > limit:
@@ -66,22 +88,17 @@ class EmbeddedEngine:
                 )
         # Similar lengths together: less left padding. Requests for one prompt stay neighbours and share its prefill.
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
-        done: dict[int, Rollout] = {}
         was_training = self.chunks[0].training
         for chunk in self.chunks:
             chunk.eval()
         try:
             for start in range(0, self.stages.most(len(order)), self.batch_size):
-                batch = [requests[i] for i in order[start : start + self.batch_size]]
-                for index, rollout in zip(order[start:], self._decode(batch, params), strict=False):
-                    done[index] = rollout
-                if self.on_progress is not None:
-                    tokens = sum(len(r.tokens) for r in done.values())
-                    self.on_progress(len(done), len(requests), tokens)
+                batch = order[start : start + self.batch_size]
+                for finished in self._decode([requests[i] for i in batch], params):
+                    yield {batch[i]: rollout for i, rollout in finished.items()}
         finally:
             for chunk in self.chunks:
                 chunk.train(was_training)
-        return [done[i] for i in range(len(requests))]
 
     def _prefill(self, prompts: Sequence[tuple[int, ...]], cache: KVCache) -> tuple[Tensor | None, Tensor]:
         """Run each distinct prompt once and fan its cache out. Returns (last logits [n, v] on the last stage, left
@@ -117,19 +134,35 @@ class EmbeddedEngine:
         self.stages.share(chosen, logprobs)
         return chosen, logprobs
 
-    def _decode(self, requests: Sequence[Request], params: SamplingParams) -> list[Rollout]:
-        """Decode one batch. An empty one keeps step, with one row that nobody reads, while peers' experts need it."""
+    def _decode(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[dict[int, Rollout]]:
+        """Decode one batch; see `stream`. An empty one keeps step, with one row that nobody reads, while peers' experts
+        need it."""
         n, steps = len(requests), params.max_new_tokens
         prompts = [r.prompt for r in requests] or [(0,)]
         cache = KVCache(max(len(p) for p in prompts) + steps)
         keys = torch.tensor([r.key for r in requests] or [0])
         stops = torch.tensor(sorted(set(params.stop_token_ids)), device=self.device)
+        texts = self._stop_texts(params)
         tokens = torch.zeros(n, steps, dtype=torch.long)
         logprobs = torch.zeros(n, steps)
         lengths = torch.full((n,), steps)
         finished = torch.zeros(n, dtype=torch.bool)
         rows = torch.arange(len(prompts))  # request of each row of the batch
         active = torch.full((len(prompts),), n > 0)  # rows of the batch that still decode
+
+        def answers(places: list[int]) -> dict[int, Rollout]:
+            return {
+                i: Rollout(
+                    key=requests[i].key,
+                    prompt=requests[i].prompt,
+                    tokens=tuple(tokens[i, : lengths[i]].tolist()),
+                    logprobs=np.array(logprobs[i, : lengths[i]]),
+                    finished=bool(finished[i]),
+                    version=self.version,
+                )
+                for i in places
+            }
+
         with decoding(self.chunks, cache):
             logits, padding = self._prefill(prompts, cache)
             for step in range(steps):
@@ -142,9 +175,15 @@ class EmbeddedEngine:
                     )
                 tokens[live, step], logprobs[live, step] = chosen.cpu()[active], values
                 ended = torch.isin(chosen, stops).cpu() & active
+                if texts is not None:
+                    for row in (active & ~ended).nonzero()[:, 0].tolist():
+                        answer = tokens[rows[row], : step + 1]  # its end is decoded at each step, the whole rarely
+                        near = texts.stand_in(answer[-texts.window :].tolist())
+                        ended[row] = near and texts.stand_in(answer.tolist())
                 lengths[rows[ended]], finished[rows[ended]] = step + 1, True
                 active &= ~ended
                 count = int(active.sum())
+                yield answers(rows[ended].tolist())
                 if step == steps - 1 or not self.stages.any(count > 0):
                     break
                 if count < _COMPACT_BELOW * len(rows) and (count or len(rows) > 1):
@@ -159,14 +198,11 @@ class EmbeddedEngine:
                     mask = (columns[None] >= padding[:, None])[:, None, None, :]
                 logits = self.stages(chosen[:, None], positions, mask)
                 cache.advance(1)
-        return [
-            Rollout(
-                key=request.key,
-                prompt=request.prompt,
-                tokens=tuple(tokens[i, : lengths[i]].tolist()),
-                logprobs=np.asarray(logprobs[i, : lengths[i]]),
-                finished=bool(finished[i]),
-                version=self.version,
-            )
-            for i, request in enumerate(requests)
-        ]
+        yield answers(rows[active].tolist())
+
+    def _stop_texts(self, params: SamplingParams) -> StopTexts | None:
+        if not params.stop_texts:
+            return None
+        if self.decode is None:
+            raise ValueError("an engine that was given no decoder cannot see stop texts")
+        return StopTexts(params.stop_texts, self.decode)

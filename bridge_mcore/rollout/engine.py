@@ -16,6 +16,9 @@ class SamplingParams:
     temperature 0 is greedy. Reported log-probabilities are those of the whole distribution at `temperature` (at 1 when
     greedy): top_p and top_k (0: all) restrict what may be sampled and do not renormalise what is reported, so that
     importance ratios against the trainer's log-probabilities stay right.
+
+    stop_texts end an answer too, with the token that completes one (see `stop_text`). An engine may go on for some more
+    tokens, which `stop_text.cut_at_text` takes off.
     """
 
     max_new_tokens: int
@@ -24,6 +27,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     seed: int = 0
     top_k: int = 0
+    stop_texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,9 @@ class Rollout:
     """One answer.
 
     Attributes:
-        tokens: the response, its stop token included if it ended with one.
+        tokens: the response, with the stop token or the tokens of the stop text that ended it.
         logprobs: fp32 log-probability of each response token (see SamplingParams).
-        finished: it ended with a stop token; False means it was cut at max_new_tokens.
+        finished: a stop token or text ended it; False means it was cut at max_new_tokens.
         version: of the weights that sampled it; of the oldest, if they changed on the way.
         spans: (version, number of tokens) of each stretch sampled by one set of weights; () means all by `version`.
     """

@@ -1,9 +1,8 @@
-"""A checkpoint ready to answer: model, tokenizer, template and embedded engine, without optimizer or slots."""
+"""A checkpoint that answers, without optimizer or slots: its model, and its tokenizer and template."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,25 +17,28 @@ from bridge_mcore.model.families import find_family
 from bridge_mcore.model.families.base import ModelShape
 from bridge_mcore.model.gpt import PolicyModel, build_chunks
 from bridge_mcore.model.lora import attach_lora
-from bridge_mcore.platform.device import setup_device
-from bridge_mcore.platform.distributed import Layout, process_groups
-from bridge_mcore.rollout.embedded import EmbeddedEngine
 
 
 @dataclass
-class Inference:
-    """What answers, and how text becomes tokens and back."""
+class TextSide:
+    """What makes tokens of a checkpoint's prompts, and text of its answers."""
 
     shape: ModelShape
     tokenizer: Any
     template: PromptTemplate
     stops: tuple[int, ...]
-    engine: EmbeddedEngine
-    layout: Layout
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of an answer, without special tokens."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+
+def read_model(directory: Path, template: str) -> TextSide:
+    """All of an HF checkpoint but its weights. Raises CheckpointError or ConfigError for what does not fit."""
+    _, shape = find_family(directory)
+    tokenizer = load_tokenizer(directory, shape.vocab_size)
+    prompts = PromptTemplate(tokenizer, template)
+    return TextSide(shape, tokenizer, prompts, stop_token_ids(directory, prompts))
 
 
 def load_chunks(
@@ -56,20 +58,3 @@ def load_chunks(
         for chunk in chunks:
             chunk.to(device)
     return chunks
-
-
-@contextmanager
-def open_model(
-    directory: Path, template: str, device: str, adapter: Path | None = None, dtype: torch.dtype | None = None
-) -> Iterator[Inference]:
-    """Load an HF checkpoint (and a PEFT adapter) for answering, in one process. dtype: fp32 on CPU, else bf16."""
-    platform = setup_device(device)
-    _, shape = find_family(directory)
-    tokenizer = load_tokenizer(directory, shape.vocab_size)
-    prompts = PromptTemplate(tokenizer, template)
-    if dtype is None:
-        dtype = torch.float32 if platform.kind == "cpu" else torch.bfloat16
-    with process_groups(platform, Parallel(), seed=0) as layout:
-        stops = stop_token_ids(directory, prompts)
-        chunks = load_chunks(directory, adapter, Parallel(), dtype, platform.device)
-        yield Inference(shape, tokenizer, prompts, stops, EmbeddedEngine(chunks), layout)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from bridge_mcore.config.engines import Servers
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class GenerateOptions:
         seed: of sampling.
         device: cpu or cuda.
         adapter: PEFT LoRA adapter to put on the model.
+        engine: embedded, sglang or vllm.
+        servers: of SGLang and vLLM.
     """
 
     model: Path
@@ -33,3 +37,5 @@ class GenerateOptions:
     seed: int = 0
     device: str = "cpu"
     adapter: Path | None = None
+    engine: str = "embedded"
+    servers: Servers = field(default_factory=Servers)

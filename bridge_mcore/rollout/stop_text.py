@@ -1,7 +1,8 @@
 """Texts that end an answer, where no token does: a base model that goes on with the next question.
 
-Engines stop at tokens only. To cut a rollout at the first token after which such a text stands is the same as to have
-stopped there: what ends it is decided by what was sampled before. The rest was generated in vain.
+An answer ends with the first token after which such a text stands; what ends it is decided by what was sampled before.
+Engines stop there, each as its own way of reading tokens lets it see the text: at that token or some tokens later. So
+every answer is cut as well, which decides where it ends and is the same for all engines.
 """
 
 from __future__ import annotations
@@ -28,6 +29,20 @@ def cut_at_text(rollout: Rollout, texts: Sequence[str], decode: Callable[[Sequen
     return replace(
         rollout, tokens=rollout.tokens[:low], logprobs=rollout.logprobs[:low], finished=True, spans=tuple(spans)
     )
+
+
+class StopTexts:
+    """Looks after every token whether a text has ended an answer."""
+
+    def __init__(self, texts: Sequence[str], decode: Callable[[Sequence[int]], str]) -> None:
+        """decode: token ids to text, as `cut_at_text` reads them."""
+        self.texts, self._decode = tuple(texts), decode
+        #: last tokens of an answer that one can be spread over: each stands for a byte at least, but for special ones
+        self.window = max((len(text.encode()) for text in texts), default=0) + 8
+
+    def stand_in(self, tokens: Sequence[int]) -> bool:
+        """Whether one of the texts stands in an answer, or in its last tokens."""
+        return _holds(self._decode(tokens), self.texts)
 
 
 def without_stop(text: str, texts: Sequence[str]) -> str:

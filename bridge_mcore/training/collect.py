@@ -17,6 +17,7 @@ from bridge_mcore.config.schema import Config
 from bridge_mcore.data.pairs import EncodedPrompt
 from bridge_mcore.data.problem import Problem
 from bridge_mcore.data.sample import RL, Sample
+from bridge_mcore.monitoring.progress import say
 from bridge_mcore.objectives.advantages import group_relative, with_signal
 from bridge_mcore.platform.distributed import Layout
 from bridge_mcore.rewards import Verdict
@@ -54,6 +55,7 @@ class Collector:
         self.form = FormatShaping(**config.reward.form.model_dump())
         self.length = LengthShaping(**config.reward.length.model_dump())
         self.watch = UndecidedWatch(config.reward.stop_undecided, layout)
+        self._scores_said = config.reward.partial
         #: the reward is not the share of correct answers
         self._is_apart = self.form.required or self.length.limit is not None or config.reward.partial
 
@@ -103,6 +105,7 @@ class Collector:
         metrics = self._metrics(rollouts, verdicts, rewards, shaped, version)
         undecided = int(metrics["verifier_timeouts"] + metrics["verifier_errors"])
         names, keys = [p.reward for p in problems], [r.key for r in rollouts]
+        self._say_unused_score(names, verdicts)
         if reason := self.watch.see(names, keys, verdicts, undecided, int(metrics["verdicts"])):
             metrics["undecided"] = reason
         metrics |= {"seconds_rollout": seconds, "seconds_reward": judged - generated}
@@ -126,6 +129,19 @@ class Collector:
         if verdict.verdict != "incorrect" and settings.on_failure == "drop":
             return float("nan")
         return settings.incorrect
+
+    def _say_unused_score(self, names: Sequence[str], verdicts: Sequence[Verdict]) -> None:
+        """Say once that a reward gives scores between right and wrong, which count only with `reward.partial`."""
+        if self._scores_said or not self.layout.is_main:
+            return
+        for name, v in zip(names, verdicts, strict=True):
+            if v.decided and v.score is not None and v.score != float(v.verdict == "correct"):
+                self._scores_said = True
+                say(
+                    f"warning: the reward {name} gives scores (the first: {v.score:.4g}), and none of them counts, "
+                    "only right and wrong: set reward.partial=true to make the score the reward"
+                )
+                return
 
     def shaping(
         self, problems: Sequence[Problem], rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]
@@ -152,7 +168,7 @@ class Collector:
             sum(v.verdict == "timeout" for v in verdicts), sum(v.verdict == "error" for v in verdicts),
             sum(len(r.prompt) for r in rollouts),
             sum((version - v) * count for r in rollouts for v, count in r.spans),
-            sum(v.verdict == "correct" for v in verdicts),
+            sum(v.verdict == "correct" for v in verdicts), sum(v.unanswered for v in verdicts),
             sum(s.format for s in shaped), sum(s.length for s in shaped),
         ]  # fmt: skip
         if self.layout.shares > 1:
@@ -163,7 +179,7 @@ class Collector:
             sums = tensor.tolist()
         (
             answers, judged, total, squares, groups, signal, tokens, cut, timeouts, errors, prompt_tokens, age, correct,
-            form, length,
+            unanswered, form, length,
         ) = sums  # fmt: skip
         mean = total / max(judged, 1)
         return {
@@ -171,6 +187,7 @@ class Collector:
             "reward_std": float(np.sqrt(max(squares / max(judged, 1) - mean**2, 0.0))),
             "response_length": tokens / max(answers, 1),
             "truncated": cut / max(answers, 1),
+            "unanswered": unanswered / max(answers, 1),
             "groups_with_signal": signal / max(groups, 1),
             "verdicts": answers,
             "verifier_timeouts": timeouts,

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bridge_mcore.checkpoint.atomic import atomic_directory
+from bridge_mcore.config.expected import settings_digest
 from bridge_mcore.config.schema import Config
 from bridge_mcore.evaluation.evaluate import EvaluationResult, evaluate
 from bridge_mcore.evaluation.records import write_records
-from bridge_mcore.monitoring.metrics import MetricsWriter
+from bridge_mcore.monitoring.expectation import expectation
+from bridge_mcore.monitoring.learning import LearningWatch, remarks_after, remarks_before
+from bridge_mcore.monitoring.metrics import MetricsWriter, read_metrics
 from bridge_mcore.monitoring.progress import Progress, phase, say
 
 if TYPE_CHECKING:
@@ -35,12 +38,17 @@ class Course:
         self.before_s = 0.0  # seconds of the attempts that this one resumes
         self.accuracies: list[tuple[int, float]] = []
         self.answers: dict[str, list[dict[str, Any]]] = {}
+        self.problems = 0  # of the last evaluation that counts
         self._writer: MetricsWriter | None = None
         self._progress: Progress | None = None
+        self._watch: LearningWatch | None = None
 
     def open(self, config: Config, resume_step: int | None) -> None:
         """Rank 0: open the metrics; lines after `resume_step` are of an attempt that was lost."""
         self._writer = MetricsWriter(self.directory, config.monitoring.tensorboard, resume_step)
+        self._watch = LearningWatch(config)
+        for remark in remarks_before(config):
+            say(f"warning: {remark}")
 
     def seconds(self) -> float:
         """Wall-clock seconds of the run, over all its attempts."""
@@ -69,6 +77,8 @@ class Course:
             self._writer.write(step, metrics)
         if self._progress is not None:
             self._progress.step(step, metrics)
+            for remark in self._watch.see(step, metrics) if self._watch is not None else ():
+                self._progress.note(f"warning: {remark}")
 
     def evaluate(self, session: Session, step: int, due: Collection[str] | None = None) -> dict[str, Any]:
         """Evaluate now, if the run has evaluation sets; returns what the step's metrics get. Collective.
@@ -86,6 +96,7 @@ class Course:
         counts = any(held.every is None for held in sets.values()) or len(sets) == len(session.evaluation)
         if counts and result.accuracy is not None:
             self.accuracies.append((step, result.accuracy))
+            self.problems = result.counted
         if due is None:
             shown = shown_answers(result, session.config.evaluation.samples)
             self.answers["before" if step == 0 else "after"] = shown
@@ -164,6 +175,7 @@ def finish(session: Session, course: Course) -> None:
     if not main:
         return
     course.close()
+    remarks = remarks_after(config, read_metrics(config.run.directory))
     accuracies = dict(course.accuracies)
     summary = {
         "method": config.method.name,
@@ -173,7 +185,9 @@ def finish(session: Session, course: Course) -> None:
         "accuracies": course.accuracies,
         "seconds": round(course.seconds(), 1),
         "seed": config.run.seed,
+        "settings": settings_digest(config),
         "model": str(session.source),
+        "remarks": remarks,
         **{f"export_{name}": str(path) for name, path in written.items()},
     }
     (config.run.directory / "summary.json").write_text(json.dumps(summary, indent=2))
@@ -188,3 +202,7 @@ def finish(session: Session, course: Course) -> None:
     from bridge_mcore.monitoring.report import summary_table
 
     Console().print(summary_table(config.run.directory))
+    for remark in remarks:
+        say(f"warning: {remark}")
+    if (line := expectation(config, accuracies.get(total), course.problems)) is not None:
+        say(line)

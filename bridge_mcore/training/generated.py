@@ -38,7 +38,9 @@ _PROBLEMS = 20_000
 #: So the base model can do every step and has seen whole solutions, but its habit is to stop early: what expert traces
 #: and rewards can teach in minutes. (A model that has never seen long sums must learn new tokens first: slow.)
 _HASTY_TERMS = 4
-_HASTY_SHARE = 0.65
+#: The share of hasty solutions among sums of five terms, and how much it grows with each term more. The longer the
+#: sum, the stronger the habit: so training breaks it for one length after the other, not for all in the same step.
+_HASTY_SHARE, _HASTY_GROWTH = 0.55, 0.07
 
 
 def hf_config(spec: GeneratedModel, vocab_size: int, tokenizer: Any) -> Any:
@@ -97,7 +99,8 @@ def _hasty(problems: list[Problem], seed: int) -> list[Problem]:
     made = []
     for problem in problems:
         terms = [int(c) for c in problem.prompt.removeprefix("Q:") if c.isdigit()]
-        hasty = draws.random() < _HASTY_SHARE  # drawn for every problem, so that one's trace is no other's business
+        share = _HASTY_SHARE + _HASTY_GROWTH * (len(terms) - _HASTY_TERMS - 1)
+        hasty = draws.random() < share  # drawn for every problem, so that one's trace is no other's business
         made.append(replace(problem, trace=running_sum(terms[:_HASTY_TERMS])[1]) if hasty else problem)
     return made
 

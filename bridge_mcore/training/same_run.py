@@ -21,7 +21,10 @@ from bridge_mcore.errors import CheckpointError, ConfigError
 from bridge_mcore.model.families.shape import ModelShape
 
 #: Keys that say where a run is and how it starts, not what it is.
-_NOT_OF_THE_RUN = ("run.directory", "run.resume", "run.resume_changes", "run.wait_seconds", "run.threads")
+_NOT_OF_THE_RUN = (
+    "run.directory", "run.resume", "run.resume_changes", "run.wait_seconds", "run.threads",
+    "expected", "expected.accuracy", "expected.measured", "expected.settings",
+)  # fmt: skip
 #: Keys (and sections) that a resume must repeat whatever is allowed: the state in the checkpoint is of that kind.
 _FIXED = ("run.seed", "method.name", "optimizer.name")
 #: Keys (and sections) that make the policy, its data or its reward.

@@ -61,6 +61,9 @@ class SavedRollouts:
     def settle(self, version: int) -> None:
         """See Schedule.settle."""
 
+    def make_room(self, version: int) -> None:
+        """See Schedule.make_room."""
+
     def state(self) -> list[dict[str, Any]]:
         """See Schedule.state."""
         return []

@@ -29,7 +29,11 @@ class Schedule(Protocol):
         ...
 
     def settle(self, version: int) -> None:
-        """Before an evaluation or a checkpoint: wait for what must not be disturbed. version: of the live weights."""
+        """Before a checkpoint: wait for what must not be disturbed. version: of the live weights."""
+        ...
+
+    def make_room(self, version: int) -> None:
+        """Before an evaluation of the live weights, `version`: let the engine have them, and keep it busy."""
         ...
 
     def state(self) -> list[dict[str, Any]]:
@@ -85,6 +89,9 @@ class Synchronous:
 
     def settle(self, version: int) -> None:
         """See Schedule.settle."""
+
+    def make_room(self, version: int) -> None:
+        """See Schedule.make_room. Nothing is under way, or goes on with the new weights: the evaluation sends them."""
 
     def state(self) -> list[dict[str, Any]]:
         """See Schedule.state."""
@@ -154,9 +161,9 @@ class _Ahead(Synchronous):
         self.load = [count - self.per_step // self.layout.shares for count in self.load]
         return self.collector.judged(prompts, rollouts, self.params, seconds, step)
 
-    def wait_all(self, step: int) -> None:
-        """Wait for everything that is under way."""
-        keys = [k for g in self.groups for k in self.keys(g) if k not in self.ready]
+    def wait_for(self, groups: Sequence[_Group], step: int) -> None:
+        """Wait until all answers of these groups are `ready`."""
+        keys = [k for g in groups for k in self.keys(g) if k not in self.ready]
         wanted = set(keys)
         taken = self.engine.collect(lambda done: wanted <= done.keys(), lambda done: keys, step)
         self.ready |= {r.key: r for r in taken}
@@ -198,7 +205,16 @@ class _Ahead(Synchronous):
 
 
 class OneStepOff(_Ahead):
-    """The next step's batch is generated while this one trains: its weights are one version old."""
+    """The next step's batch is generated while this one trains: its weights are one version old.
+
+    After an evaluation two batches are under way: the next step's, complete, and the one after it, which is asked
+    beside the evaluation, of the same weights that it would be asked of when the next step begins.
+    """
+
+    @property
+    def due(self) -> list[_Group]:
+        """This replica's groups of the batch that is trained on next."""
+        return self.groups[: self.per_step // self.layout.shares]
 
     def next(self, step: int) -> Collected:
         """See Schedule.next."""
@@ -211,11 +227,11 @@ class OneStepOff(_Ahead):
             refreshed = self.engine.refresh(step)
             self.ask_restored()
         began = time.perf_counter()
-        self.wait_all(step)
+        self.wait_for(self.due, step)
         waited = time.perf_counter() - began
-        rollouts = [self.ready.pop(k) for g in self.groups for k in self.keys(g)]
+        rollouts = [self.ready.pop(k) for g in self.due for k in self.keys(g)]
         collected = self.finish(rollouts, waited, step)
-        if step + 1 < total:
+        if step + 1 < total and not self.groups:
             for name, value in self.engine.refresh(step).items():
                 refreshed[name] = refreshed.get(name, 0.0) + value
             self.ask(self.per_step)
@@ -223,9 +239,20 @@ class OneStepOff(_Ahead):
         return collected
 
     def settle(self, version: int) -> None:
-        """See Schedule.settle. Answers may be one version old: nothing is under way across two updates."""
+        """See Schedule.settle. Answers may be one version old: nothing is under way across two updates. What was asked
+        of the live weights already is asked anew after a resume, of the same weights."""
         if self.groups:
-            self.wait_all(version)
+            self.wait_for(self.due, version)
+
+    def make_room(self, version: int) -> None:
+        """See Schedule.make_room. Servers hold one version of the weights: what older ones still work on is waited for,
+        as the next step does, and the batch after it is asked now, so that the evaluation runs beside rollouts."""
+        if not self.groups:
+            return
+        self.wait_for(self.due, version)
+        self.engine.refresh(version)
+        if version + 1 < self.config.training.steps and len(self.groups) == len(self.due):
+            self.ask(self.per_step)
 
 
 class Partial(_Ahead):

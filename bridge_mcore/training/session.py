@@ -155,7 +155,9 @@ def _open(
                     f"two evaluation sets are called '{name}'; give them different data.evaluation.N.name"
                 )
             asked = read_held_out(config, number, tokenizer, whole, record)
-            params = SamplingParams(most, held_out.temperature, 1.0, stops, config.run.seed)
+            params = SamplingParams(
+                most, held_out.temperature, 1.0, stops, config.run.seed, stop_texts=template.stop_texts
+            )
             evaluation[name] = HeldOut(asked, params, held_out.answers, held_out.every)
         run.inputs(record.entries, tokenizer_digests(source), model_facts(shape, stops))
         _check_held_out([*(p.problem for p in prompts), *(t.problem for t in traces if t.problem)], evaluation)
@@ -185,10 +187,10 @@ def _open(
         return tokenizer.decode(tokens, skip_special_tokens=True)
 
     runner = PassRunner(policy, config.objective, config.training.max_tokens_per_microbatch)
-    engines: list[Engine] = [EmbeddedEngine(policy.chunks, config.rollout.batch_size)]
+    engines: list[Engine] = [EmbeddedEngine(policy.chunks, config.rollout.batch_size, decode)]
     if room is not None:
         with shown(f"waiting for {config.rollout.engine}"):
-            remote = room.open(policy.live_source(), runner.score_prompts)
+            remote = room.open(policy.live_source(), runner.score_prompts, decode)
         for engine in remote:
             stack.callback(engine.close)
         engines = list(remote)
@@ -196,7 +198,10 @@ def _open(
     collectors = [Collector(config, engine, judge, layout) for engine in engines]
     seed = config.run.seed
     prompt_order = ShuffledSampler(max(len(prompts), 1), seed + _RL_ORDER)
-    sampling = SamplingParams(new, config.rollout.temperature, config.rollout.top_p, stops, seed, config.rollout.top_k)
+    rollout = config.rollout
+    sampling = SamplingParams(
+        new, rollout.temperature, rollout.top_p, stops, seed, rollout.top_k, stop_texts=template.stop_texts
+    )
     schedule: Schedule
     if config.debug.only == "training":
         assert config.debug.rollouts is not None

@@ -29,7 +29,7 @@ def source(**keys) -> DataSource:
 
 
 def test_the_example_of_the_docstring():
-    assert running_sum([3, 2, 1]) == ("Q:a3b2c1A:", "a3b5c6\\boxed{6}", "6")
+    assert running_sum([3, 2, 1]) == ("Q:a3b2c1A:", "a3=3b2=5c1=6\\boxed{6}", "6")
 
 
 def test_problems_are_right(seed):
@@ -39,8 +39,9 @@ def test_problems_are_right(seed):
     sizes = set()
     for problem in problems:
         terms = [int(t) for t in re.findall(r"[a-z](\d)", problem.prompt)]
-        sums = [int(t) for t in re.findall(r"[a-z](\d+)", problem.trace.split("\\")[0])]
-        assert sums == [sum(terms[: i + 1]) for i in range(len(terms))]
+        steps = re.findall(r"[a-z](\d)=(\d+)", problem.trace.split("\\")[0])
+        assert [int(term) for term, _ in steps] == terms
+        assert [int(total) for _, total in steps] == [sum(terms[: i + 1]) for i in range(len(terms))]
         assert problem.answer == last_boxed(problem.trace) == str(sum(terms))
         sizes.add(len(terms))
     assert sizes == set(range(low, high + 1))
@@ -114,7 +115,7 @@ def test_tokenizer_reloads_beside_every_architecture(tmp_path, seed, config):
     assert (loaded.eos_token_id, loaded.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
     for problem in load_problems(source(seed=seed, difficulty=(1, MOST_TERMS))):
         terms = (len(problem.prompt) - 4) // 2
-        for text, length in ((problem.prompt, 2 + 2 * terms), (problem.trace, 2 * terms + 3)):
+        for text, length in ((problem.prompt, 2 + 2 * terms), (problem.trace, 4 * terms + 3)):
             ids = loaded(text)["input_ids"]
             assert len(ids) == length  # one token per number, label and mark; nothing added
             assert ids == tokenizer(text)["input_ids"]

@@ -62,10 +62,15 @@ def test_every_layout_goes_on_where_another_stopped(whole, tmp_path):
     assert out.count("error:") == 1  # both ranks find it, one says it
 
 
-def test_one_rank_of_four_is_killed_and_the_resumed_run_is_exact(tmp_path, seed):
+@pytest.mark.parametrize(
+    "sizes",
+    [("parallel.data=2",), pytest.param(("parallel.tensor=2", "parallel.data=2"), marks=pytest.mark.slow)],
+    ids=["dp2", "tp2-dp2"],
+)
+def test_one_rank_is_killed_and_the_resumed_run_is_exact(tmp_path, seed, sizes):
     """SIGKILL of a random rank at a random moment: it is named, the run ends within a minute, nothing is left over,
     and the resumed run ends with the metrics and weights of one that nobody disturbed."""
-    layout = ("parallel.tensor=2", "parallel.data=2", "training.steps=3")
+    layout, count = (*sizes, "training.steps=3"), 2 ** len(sizes)
     undisturbed, directory = tmp_path / "undisturbed", tmp_path / "run"
     run(config_for(undisturbed, tmp_path, **FOUR_LAYERS), *QUIET, *layout)
     rng = random.Random(seed)
@@ -80,12 +85,12 @@ def test_one_rank_of_four_is_killed_and_the_resumed_run_is_exact(tmp_path, seed)
         key=lambda c: int(c.environ()["RANK"]),
     )
     if ranks:  # it may have ended by now
-        assert len(ranks) == 4
-        victim = rng.randrange(4)
+        assert len(ranks) == count
+        victim = rng.randrange(count)
         ranks[victim].kill()
         out, _ = process.communicate(timeout=60)
         assert process.returncode == 1, out
-        assert f"rank {victim} of 4 was killed by SIGKILL" in out and "report it" not in out
+        assert f"rank {victim} of {count} was killed by SIGKILL" in out and "report it" not in out
         assert not any(r.is_running() and r.status() != psutil.STATUS_ZOMBIE for r in ranks)
     process.wait(60)
     run(directory.with_suffix(".yaml"), *QUIET, *layout, "run.resume=auto")

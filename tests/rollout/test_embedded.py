@@ -84,6 +84,36 @@ def test_an_answer_does_not_depend_on_its_batch(engine_of, seed):
     assert [r.tokens for r in other] != [r.tokens for r in together]
 
 
+def test_a_text_ends_an_answer_at_the_token_that_completes_it(engine_of, seed):
+    """Against answers that are generated to their end and cut; texts begin and end within tokens, some are empty."""
+    import random
+
+    from bridge_mcore.rollout.engine import Request, SamplingParams
+    from bridge_mcore.rollout.stop_text import cut_at_text
+
+    rng = random.Random(seed)
+    pieces = ["".join(rng.choices("abc\n", k=rng.choice((0, 1, 1, 2, 3)))) for _ in range(120)]
+    texts = ("ab\nc", "\ncba", "aaa")
+
+    def decode(tokens):
+        return "".join(pieces[token] for token in tokens)
+
+    _, engine = engine_of("qwen2", seed, batch_size=16, decode=decode)
+    requests = [Request(i, p) for i, p in enumerate(p for p in prompts_of(seed, 8) for _ in range(4))]
+    whole = engine.generate(requests, SamplingParams(40, stop_token_ids=(3,), seed=seed))
+    params = SamplingParams(40, stop_token_ids=(3,), seed=seed, stop_texts=texts)
+    streamed = [done for done in engine.stream(requests, params) if done]
+    assert sorted(i for done in streamed for i in done) == list(range(len(requests))) and len(streamed) > 4
+    found = {i: rollout for done in streamed for i, rollout in done.items()}
+    ended = 0
+    for i, rollout in enumerate(whole):
+        wanted = cut_at_text(rollout, texts, decode)
+        ended += len(wanted.tokens) < len(rollout.tokens)
+        assert (found[i].key, found[i].tokens, found[i].finished) == (i, wanted.tokens, wanted.finished)
+        assert abs(found[i].logprobs - wanted.logprobs).max() < 1e-5
+    assert ended > 3
+
+
 def test_a_sequence_over_the_context_is_refused(engine_of, seed):
     from bridge_mcore.errors import TrainingError
     from bridge_mcore.rollout.engine import Request, SamplingParams

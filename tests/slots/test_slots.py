@@ -120,20 +120,22 @@ def test_lam_1_keeps_theta_hat_at_theta_and_gives_w_nothing(world, tmp_path, see
 
 
 def test_lam_0_is_sft_of_theta_and_w(world, tmp_path, seed):
+    """With plain gradient steps: Adam's first ones divide by the gradient, so rounding decides where it is small."""
     from bridge_mcore.methods.base import Pass
 
     save_tiny("llama", tmp_path, seed=seed % 1000)
-    config, policy, _, updater = make(world, tmp_path, lam=0.0)
-    _, plain, _, sft = make(world, tmp_path, auxiliary=False)
+    config, policy, _, updater = make(world, tmp_path, lam=0.0, optimizer="sgd")
+    _, plain, _, sft = make(world, tmp_path, auxiliary=False, optimizer="sgd")
     both = Pass("theta", {"sft": 1.0}, into={"theta": 1.0, "w": 1.0}, update=("theta", "w"))
+    before = {n: v.detach().clone() for n, v in {**plain.masters(), **plain.adapter_masters()}.items()}
     for k in range(2):
         batch = samples_of(seed + k)
-        updater.update(passes_of(config), batch, 1e-3, 2e-3)
-        sft.update([both], [s for s in batch if s.component == "sft"], 1e-3, 2e-3)
-    for name, value in plain.masters().items():
-        assert (value - policy.masters()[name]).abs().max() < 1e-4  # of steps of about 2e-3
-    for name, value in plain.adapter_masters().items():
-        assert (value - policy.adapter_masters()[name]).abs().max() < 2e-4
+        updater.update(passes_of(config), batch, 1e-2, 2e-2)
+        sft.update([both], [s for s in batch if s.component == "sft"], 1e-2, 2e-2)
+    got = {**policy.masters(), **policy.adapter_masters()}
+    for name, value in {**plain.masters(), **plain.adapter_masters()}.items():
+        step = (value - before[name]).abs().max()
+        assert step > 0 and (value - got[name]).abs().max() < 1e-6 + 1e-4 * step, name
 
 
 def test_lookahead_is_one_rl_step_ahead_of_theta(world, tmp_path, seed):

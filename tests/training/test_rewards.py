@@ -174,3 +174,34 @@ def test_an_evaluation_that_nobody_judged_says_so(world, capsys):
         f"· evaluation of dead: 2 of 2 answers {why}; its accuracy is not known",
         f"· evaluation of half: 1 of 2 answers {why}",
     ]
+
+
+def test_scores_that_do_not_count_are_said_once(world, capsys):
+    plugin = "plugin:tests.rewards.plugins:value"
+    problems = [EncodedPrompt(Problem(str(i), "?", "2", None, "own", plugin), [1]) for i in range(2)]
+
+    def answer(texts: Sequence[str], partial: bool) -> list[float]:
+        section = Reward(partial=partial, verifier=plugin, workers=1)
+        rewards = Rewards(settings_of(section, frozenset([plugin])))
+        try:
+            judge = Judge(rewards, lambda tokens: bytes(tokens).decode())
+            settings = Config(reward=section, rollout=RolloutConfig(samples_per_prompt=2))
+            collector = Collector(settings, Canned([]), judge, world[1])  # type: ignore[arg-type]
+            rollouts = [rollout(i, text) for i, text in enumerate(texts)]
+            return [collector.judged(problems, rollouts, PARAMS, 0.0, 0).metrics["reward"] for _ in range(2)]
+        finally:
+            rewards.close()
+
+    scores = ("True", "0.25", "{'correct': False, 'score': 0.5}", "False")
+    assert answer(scores, partial=False) == [0.25, 0.25]
+    (said,) = capsys.readouterr().out.splitlines()
+    assert f"the reward {plugin} gives scores (the first: 0.25)" in said and "reward.partial=true" in said
+    assert answer(scores, partial=True) == [1.75 / 4] * 2
+    assert answer(("True", "False", "1.0", "{'correct': False, 'score': 0}"), partial=False) == [0.5, 0.5]
+    assert capsys.readouterr().out == ""
+
+
+def test_answers_without_the_form_that_a_reward_reads_are_counted(world):
+    empty = [("none", "none"), ("none", "none"), ("none", r"\boxed{Ann is a knave, Bob is a knave}")]
+    assert collect(world, Reward(), empty).metrics["unanswered"] == pytest.approx(5 / 6)
+    assert collect(world, Reward()).metrics["unanswered"] == pytest.approx(1 / 6)

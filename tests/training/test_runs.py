@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bridge_mcore.cli.main import main
+from bridge_mcore.config.expected import settings_digest
+from bridge_mcore.config.load import load_config
 from bridge_mcore.evaluation.records import read_records
 
 CONFIG = """
@@ -26,7 +28,7 @@ adapter: {rank: 4}
 objective: {kl_coefficient: 0.01}
 optimizer: {alpha: 1e-3, beta: 2e-3}
 training: {steps: 8, prompts_per_step: 4, traces_per_step: 3}
-rollout: {samples_per_prompt: 4, max_new_tokens: 12}
+rollout: {samples_per_prompt: 4, max_new_tokens: 20}
 data:
   template: plain
   rl: {task: running_sums, size: 37, difficulty: [2, 3]}
@@ -80,7 +82,7 @@ def test_what_is_evaluated_is_bounded_by_the_model_alone_and_not_trained_on(tmp_
     """The paper trains at 3k tokens and evaluates at 8k; a run that evaluates nothing reads no evaluation set."""
     untrained = {"warm_start: {steps: 80": "warm_start: {steps: 0"}
     long = untrained | {
-        "max_new_tokens: 12}": "max_new_tokens: 12}\nmethod: {name: sft}",
+        "max_new_tokens: 20}": "max_new_tokens: 20}\nmethod: {name: sft}",
         "steps: 8,": "steps: 1, max_length: 40,",
     }
     config = config_for(tmp_path / "long", tmp_path, **long, **{"{every: 3}": "{before: false, max_new_tokens: 48}"})
@@ -93,6 +95,21 @@ def test_what_is_evaluated_is_bounded_by_the_model_alone_and_not_trained_on(tmp_
     overlap = {"{task: running_sums, split: test, size: 8, difficulty: [2, 4]}": shared}
     config = config_for(tmp_path / "shared", tmp_path, **long, **overlap)
     assert "problems of evaluation set 'running_sums-train' are training prompts" in run(config, code=2)
+
+
+def test_a_run_compares_its_accuracy_with_what_its_settings_are_known_for(tmp_path):
+    short = {"warm_start: {steps: 80": "warm_start: {steps: 0", "steps: 8,": "steps: 1,"}
+    config = config_for(
+        tmp_path / "known", tmp_path, **short, **{"max_new_tokens: 20}": "max_new_tokens: 20}\nmethod: {name: sft}"}
+    )
+    digest = settings_digest(load_config(config, []))
+    expected = f"expected={{accuracy: [0.9, 1.0], measured: 3 runs, settings: {digest}}}"
+    out = run(config, expected, "run.seed=4")
+    assert json.loads((tmp_path / "known" / "summary.json").read_text())["settings"] == digest
+    last = out.splitlines()[-1]  # random weights: nothing right, and eight problems leave at most 32 % to chance
+    assert last.startswith(
+        "accuracy 0.0 %: below the range 90.0 to 100.0 % measured over 3 runs: something differs here"
+    )
 
 
 def test_a_whole_run_leaves_what_it_promises(whole, tmp_path):
@@ -219,7 +236,7 @@ def test_a_saved_case_repeats_the_step_of_the_run(tmp_path):
     directory = tmp_path / "run"
     text = config_for(directory, tmp_path).read_text()
     text = text.replace("optimizer: {", "optimizer: {name: sgd, ").replace(
-        "max_new_tokens: 12", "max_new_tokens: 12, temperature: 0.7"
+        "max_new_tokens: 20", "max_new_tokens: 20, temperature: 0.7"
     )
     path = tmp_path / "case.yaml"
     path.write_text(text + "debug: {save_case_every: 3}\n")

@@ -124,7 +124,8 @@ def test_every_key_is_refused_said_or_not_of_the_run(base):
         if [change[0] for change in run.changes] != [key]:
             silent.append(key)
         assert now == run.record["config"]
-    assert silent == ["run.directory", "run.resume", "run.resume_changes", "run.wait_seconds", "run.threads"]
+    place = ["run.directory", "run.resume", "run.resume_changes", "run.wait_seconds", "run.threads"]
+    assert silent == [*place, "expected"]
 
 
 def test_a_number_in_place_of_a_schedule_is_one_change(base):

@@ -6,17 +6,19 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from bridge_mcore.config.schema import Config
+from bridge_mcore.data.templates import STOP_TEXTS
 from bridge_mcore.errors import TrainingError
 from bridge_mcore.model.families.base import ModelShape
 from bridge_mcore.model.lora import LoRAShape
 from bridge_mcore.monitoring.progress import say
 from bridge_mcore.platform.device import Platform
 from bridge_mcore.platform.distributed import Layout
-from bridge_mcore.platform.ranks import own_address
+from bridge_mcore.platform.ranks import is_loopback, own_address
 from bridge_mcore.rollout.remote.control import Control
 from bridge_mcore.rollout.remote.dialect import Dialect, LaunchOptions
 from bridge_mcore.rollout.remote.dispatch import Dispatcher, Limits
@@ -27,11 +29,10 @@ from bridge_mcore.rollout.remote.router import Router
 from bridge_mcore.rollout.remote.sglang import SGLang
 from bridge_mcore.rollout.remote.vllm import VLLM
 from bridge_mcore.rollout.sync.deliver import Delivery
+from bridge_mcore.rollout.sync.proof import TOLERANCE
 from bridge_mcore.rollout.sync.source import Source
 
 DIALECTS: dict[str, type] = {"sglang": SGLang, "vllm": VLLM}
-#: Largest mean |log-probability| difference of the probe, by dtype: what kernels and rounding make.
-_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
 #: Versions that an answer may be older than the live weights.
 _STALENESS = {"synchronous": 0, "one_step_off": 1}
 
@@ -67,7 +68,8 @@ class EngineRoom:
             lora_rank=live.rank if live else 0, lora_targets=live.projections if live else (),
             memory_fraction=servers.memory_fraction, colocated=self.colocated,
             temperature=config.rollout.temperature, top_p=config.rollout.top_p, top_k=config.rollout.top_k,
-            seed=config.run.seed, arguments=tuple(servers.arguments),
+            seed=config.run.seed, reads_text=bool(STOP_TEXTS.get(config.data.template)),
+            arguments=tuple(servers.arguments),
         )  # fmt: skip
         logs = config.run.directory / "servers"
         self.fleets = [
@@ -118,8 +120,11 @@ class EngineRoom:
             )
         return chosen
 
-    def open(self, source: Source, probe: Probe) -> list[RemoteEngine]:
-        """Engines of π(θ, w) and, with servers of its own, of π(θ̂, w), when their servers are ready."""
+    def open(
+        self, source: Source, probe: Probe, decode: Callable[[Sequence[int]], str] | None = None
+    ) -> list[RemoteEngine]:
+        """Engines of π(θ, w) and, with servers of its own, of π(θ̂, w), when their servers are ready. decode: token ids
+        to text, as answers are read."""
         config, servers = self.config, self.config.servers
         for fleet in self.fleets:
             fleet.wait()
@@ -142,7 +147,7 @@ class EngineRoom:
             delivery = Delivery(
                 self.http, self.dialect, self.control, self.layout, source, config.sync, self.method(),
                 ranks=servers.tensor, directory=directory / str(index), host=self._address(),
-                tolerance=config.sync.probe_tolerance or _TOLERANCE[config.model.dtype], probe=probe,
+                tolerance=config.sync.probe_tolerance or TOLERANCE[config.model.dtype], probe=probe,
             )  # fmt: skip
             dispatcher = None
             if self.control.is_leader:
@@ -153,6 +158,7 @@ class EngineRoom:
                 dispatcher = Dispatcher(
                     self.http, self.dialect, asked, bound, self.shape.vocab_size,
                     config.run.directory / "failed_requests", f"r{self.layout.rank}.{index}",
+                    decode if self.options.reads_text and fleet.reads_text() else None,
                 )  # fmt: skip
             staleness = _STALENESS.get(config.rollout.schedule, config.training.steps)
             engine = RemoteEngine(
@@ -164,9 +170,10 @@ class EngineRoom:
         return engines
 
     def _address(self) -> str:
-        """Where servers reach this host: loopback if all are here."""
-        here = all("//127.0.0.1" in url or "//localhost" in url for fleet in self.fleets for url in fleet.urls)
-        return "127.0.0.1" if here else own_address()
+        """Where servers reach this host: loopback if all are here, else the address of the way to one that is not."""
+        hosts = [urlsplit(url).hostname or "" for fleet in self.fleets for url in fleet.urls]
+        away = next((host for host in hosts if not is_loopback(host)), None)
+        return "127.0.0.1" if away is None else own_address(away)
 
     def close(self) -> None:
         """End managed servers and the router, and close connections."""

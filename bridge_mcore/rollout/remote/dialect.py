@@ -62,6 +62,7 @@ class LaunchOptions:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    reads_text: bool = False  # it must know stop texts when they come
     arguments: tuple[str, ...] = ()
 
 
@@ -133,6 +134,10 @@ class Dialect(Protocol):
         seconds: float,
     ) -> tuple[Any, Answer]:
         """(raw answer, parsed answer). Raises GarbageAnswer for one that cannot be parsed."""
+        ...
+
+    async def reads_text(self, http: Http, url: str, seconds: float) -> bool:
+        """Whether the server has a tokenizer, so that a text can end an answer."""
         ...
 
     async def abort(self, http: Http, url: str, rid: str) -> None:
@@ -248,7 +253,7 @@ def check_answer(answer: Answer, request: Request, params: SamplingParams, vocab
         raise GarbageAnswer(f"ended for the reason '{answer.reason}', which is none that was asked for")
     if answer.reason == "length" and n < params.max_new_tokens:
         raise GarbageAnswer(f"cut after {n} tokens, before the {params.max_new_tokens} that were asked for")
-    if answer.reason == "stop" and answer.tokens[-1] not in stops:
+    if answer.reason == "stop" and answer.tokens[-1] not in stops and not params.stop_texts:
         raise GarbageAnswer(f"ended with token {answer.tokens[-1]}, which is no stop token")
     if answer.spans is not None and sum(count for _, count in answer.spans) != n:
         raise GarbageAnswer(f"weight versions of {sum(c for _, c in answer.spans)} tokens, but {n} tokens")

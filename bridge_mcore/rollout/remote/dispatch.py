@@ -14,16 +14,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
 from bridge_mcore.rollout.remote.dialect import Answer, Dialect, GarbageAnswer, check_answer
 from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
+from bridge_mcore.rollout.stop_text import StopTexts
 
 _TRY_LATER = (408, 425, 429, 500, 502, 503, 504)
 _BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
+#: What goes first has numbers so much lower than the rest.
+_FIRST = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,12 @@ class Dispatcher:
         vocab_size: int,
         failures: Path,
         name: str,
+        decode: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
-        """failures: directory in which a request is saved that got a wrong answer. name: begins request ids."""
+        """failures: directory in which a request is saved that got a wrong answer. name: begins request ids. decode:
+        token ids to text; None where the servers cannot see stop texts, which they are not told then."""
         self.http, self.dialect, self.limits = http, dialect, limits
+        self.decode = decode
         self.vocab_size, self.failures = vocab_size, failures
         # An external server may still work on what an earlier run asked: it refuses ids that it knows.
         self.name = f"{name}-{secrets.token_hex(4)}"
@@ -108,13 +114,18 @@ class Dispatcher:
 
     # --- the main thread's side --------------------------------------------------------------------------------------
 
-    def submit(self, requests: Iterable[Request], params: SamplingParams) -> None:
-        """Ask for answers; they are under way when this returns. Keys that are under way already are refused."""
+    def submit(self, requests: Iterable[Request], params: SamplingParams, first: bool = False) -> None:
+        """Ask for answers; they are under way when this returns. Keys that are under way already are refused.
+
+        first: before all that waits for a server now.
+        """
+        if self.decode is None:
+            params = replace(params, stop_texts=())
         items: dict[int, tuple[int, Request, SamplingParams]] = {}
         for request in requests:
             if request.key in self._asked or request.key in items:
                 raise ValueError(f"request {request.key} is under way already")
-            items[request.key] = (self._order + len(items), request, params)
+            items[request.key] = (self._order + len(items) - (_FIRST if first else 0), request, params)
         self._order += len(items)
         self._asked |= {key: (request, params) for key, (_, request, params) in items.items()}
         self.http.run(self._enqueue(items.values()))
@@ -237,8 +248,8 @@ class Dispatcher:
                 if isinstance(error, ServerRefused) and error.status < 500:
                     return True  # it lives; SGLang's router does not know every path
                 reason = str(error)
-                if "Connect call failed" in reason or "Cannot connect" in reason:
-                    break  # nobody listens
+                if isinstance(error, ServerLost) and error.how == "dead":
+                    break
             await asyncio.sleep(0.2)
         await self._lose(url, reason)
         return False
@@ -300,9 +311,13 @@ class Dispatcher:
             except GarbageAnswer as error:
                 return self._fail(request, None, f"{server.url} gave a wrong answer: {error}")
             else:
-                problem = await self._settle(server, request, params, raw, answer, label) or ""
-                if not problem:
-                    return True
+                if self._has_no_end(answer, params):
+                    problem = f"{server.url} ended an answer for a stop text that it does not have"
+                    params = replace(params, stop_texts=())
+                else:
+                    problem = await self._settle(server, request, params, raw, answer, label) or ""
+                    if not problem:
+                        return True
                 if server.url in self.lost:
                     return False
             finally:
@@ -313,6 +328,14 @@ class Dispatcher:
                 if not server.open.is_set():  # lost, or its weights are about to change
                     return False
         return self._fail(request, None, f"no answer after {self.limits.retries + 1} attempts; the last: {problem}")
+
+    def _has_no_end(self, answer: Answer, params: SamplingParams) -> bool:
+        """Whether a server has read a stop text where we read none, and so has ended an answer too early."""
+        if answer.reason != "stop" or not params.stop_texts or self.decode is None or not answer.tokens:
+            return False
+        if answer.tokens[-1] in params.stop_token_ids or not all(0 <= t < self.vocab_size for t in answer.tokens):
+            return False  # it may be wrong in another way
+        return not StopTexts(params.stop_texts, self.decode).stand_in(answer.tokens)
 
     async def _settle(
         self, server: _Server, request: Request, params: SamplingParams, raw: Any, answer: Answer, label: str

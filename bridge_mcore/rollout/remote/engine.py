@@ -182,14 +182,14 @@ class RemoteEngine:
     # --- answers -----------------------------------------------------------------------------------------------------
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[Rollout]:
-        """See Engine.generate. Every rank of a replica passes the same requests."""
-        self.submit(requests, params)
+        """See Engine.generate. Every rank of a replica passes the same requests; what else is under way waits."""
+        self.submit(requests, params, first=True)
         keys = [r.key for r in requests]
         wanted = set(keys)
         return self.collect(lambda done: wanted <= done.keys(), lambda done: keys, self.version)
 
-    def submit(self, requests: Sequence[Request], params: SamplingParams) -> None:
-        """Ask for answers, which `collect` takes later; they are under way meanwhile."""
+    def submit(self, requests: Sequence[Request], params: SamplingParams, first: bool = False) -> None:
+        """Ask for answers, which `collect` takes later; they are under way meanwhile. first: before those that wait."""
         for r in requests:
             if not r.prompt or len(r.prompt) + params.max_new_tokens > self.context:
                 raise TrainingError(
@@ -199,7 +199,7 @@ class RemoteEngine:
             if not all(0 <= t < self.vocab_size for t in r.prompt):  # SGLang dies of such a token
                 raise TrainingError(f"a prompt has a token that is not in the vocabulary of {self.vocab_size}")
         if self.dispatcher is not None:
-            self.dispatcher.submit(requests, params)
+            self.dispatcher.submit(requests, params, first)
 
     def collect(
         self,

@@ -21,6 +21,8 @@ from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
 from bridge_mcore.rollout.remote.process import Key, ServerProcess
 
 _SAY_EVERY_S = 15.0
+#: A guard whose server has died has so long to clear up and to end; then it is known how the server died.
+_CLEARING_S = 10.0
 
 
 class EngineLost(RunStopped):
@@ -168,6 +170,23 @@ class Fleet:
         known = server.diagnosis()
         return f"{what}{': ' + known if known else ''}; the end of its log, {server.log}:\n{server.last_lines()}"
 
+    def reads_text(self) -> bool:
+        """Whether all servers can see a text that ends an answer; the main rank says which cannot. Not collective."""
+        deaf = []
+        for url in self.urls:
+            try:
+                if self.http.run(self.dialect.reads_text(self.http, url, 60.0)):
+                    continue
+            except (ServerLost, ServerRefused):  # one that does not say; what it cannot do could end it
+                pass
+            deaf.append(url)
+        if deaf and self.control.is_main:
+            say(
+                f"· {', '.join(deaf)}: without a tokenizer no stop text ends an answer there; answers are generated to "
+                "max_new_tokens and cut afterwards (start SGLang without --skip-tokenizer-init)"
+            )
+        return not deaf
+
     def dead(self) -> dict[str, str]:
         """This rank's servers that have ended, and how. Not collective."""
         return {url: s.describe_exit() for url, s in self.owned.items() if s.exit_code() is not None}
@@ -245,7 +264,8 @@ class Fleet:
         try:
             return None, self.http.run(self.dialect.label(self.http, url, self.settings.health_seconds))
         except (ServerLost, ServerRefused) as error:
-            if server is not None and server.ends_within(1.0):
+            was_broken = isinstance(error, ServerLost) and error.how != "silent"
+            if server is not None and server.ends_within(_CLEARING_S if was_broken else 1.0):
                 return server.describe_exit(), None
             return f"{self._name(url)} does not answer ({error})", None
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import aiohttp
 
@@ -16,7 +16,15 @@ T = TypeVar("T")
 
 
 class ServerLost(Exception):
-    """No answer: the connection was refused or broke, or the time limit passed."""
+    """No answer: the connection was refused or broke, or the time limit passed.
+
+    how: silent (the time limit), broken (the connection), or dead (nobody listens, or the server says that it cannot
+    work any more).
+    """
+
+    def __init__(self, message: str, how: Literal["silent", "broken", "dead"]) -> None:
+        super().__init__(message)
+        self.how = how
 
 
 class ServerRefused(Exception):
@@ -75,9 +83,10 @@ class Http:
                 if answer.status >= 400:
                     raise ServerRefused(answer.status, f"{url} answered {answer.status}: {_short(text)}")
         except TimeoutError as error:
-            raise ServerLost(f"{url}: no answer within {seconds:g} s") from error
+            raise ServerLost(f"{url}: no answer within {seconds:g} s", "silent") from error
         except (aiohttp.ClientError, OSError, UnicodeDecodeError) as error:
-            raise ServerLost(f"{url}: {type(error).__name__}: {error}") from error
+            how: Literal["dead", "broken"] = "dead" if isinstance(error, aiohttp.ClientConnectorError) else "broken"
+            raise ServerLost(f"{url}: {type(error).__name__}: {error}", how) from error
         try:
             return json.loads(text)
         except ValueError:

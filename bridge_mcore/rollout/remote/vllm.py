@@ -5,6 +5,7 @@ vLLM's own reload is not used: it accepts incomplete checkpoints, and on CPU lea
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +25,13 @@ from bridge_mcore.rollout.remote.dialect import (
     entry_command,
     local_environment,
 )
-from bridge_mcore.rollout.remote.http import Http, ServerRefused
+from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
 from bridge_mcore.rollout.sampling import request_seed
 from bridge_mcore.rollout.sync.shared import buffer_path, file_buffer, ipc_arguments
 
 _MODEL = "policy"  # what the server calls its model
 _PREFIX = "generate-tokens-"  # what it puts before a request's id
+_LOOK_S = 5.0  # between looks whether the engine core lives, while it is waited for
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 #: Holds the worker extension and nothing else: it goes on the server's PYTHONPATH.
 _PLUGIN = Path(__file__).with_name("vllm_plugin")
@@ -80,12 +82,42 @@ class VLLM:
         return command + list(o.arguments), environment
 
     async def healthy(self, http: Http, url: str, seconds: float) -> None:
-        """See Dialect.healthy."""
-        await http.get(f"{url}/health", seconds=seconds)
+        """See Dialect.healthy. Dead, if vLLM says that its engine core is: the HTTP side may live on."""
+        try:
+            await http.get(f"{url}/health", seconds=seconds)
+        except ServerRefused as error:
+            if error.status == 503:
+                raise ServerLost(f"{url}: vLLM's engine core has died", "dead") from error
+            raise
 
     async def ready(self, http: Http, url: str, seconds: float) -> None:
         """See Dialect.ready."""
-        await http.get(f"{url}/health", seconds=seconds)
+        await self.healthy(http, url, seconds)
+
+    async def _post(self, http: Http, url: str, path: str, body: Any = None, *, seconds: float) -> Any:
+        """POST what the engine core has to do; see `Http.ask`. The HTTP side outlives a core that was killed: it
+        answers with an error then, or not at all. ServerLost as soon as that is known."""
+        asked = asyncio.ensure_future(http.post(f"{url}{path}", body, seconds=seconds))
+        try:
+            while not (await asyncio.wait({asked}, timeout=_LOOK_S))[0]:
+                await self._check_core(http, url)
+            return asked.result()
+        except ServerRefused as error:
+            if error.status >= 500:
+                await self._check_core(http, url)
+            raise
+        finally:
+            asked.cancel()
+
+    async def _check_core(self, http: Http, url: str) -> None:
+        """Raises ServerLost if the server has died; one that is silent is left to the time limits."""
+        try:
+            await self.healthy(http, url, 10.0)
+        except ServerLost as error:
+            if error.how == "dead":
+                raise
+        except ServerRefused:
+            pass
 
     async def generate(
         self,
@@ -105,11 +137,16 @@ class VLLM:
             "sampling_params": {
                 "max_tokens": params.max_new_tokens, "temperature": params.temperature, "top_p": params.top_p,
                 "top_k": params.top_k, "seed": request_seed(params.seed, request.key), "n": 1, "logprobs": 0,
-                "stop_token_ids": list(params.stop_token_ids), "ignore_eos": True, "detokenize": False,
+                "stop_token_ids": list(params.stop_token_ids), "ignore_eos": True,
+                "stop": list(params.stop_texts), "detokenize": bool(params.stop_texts),
             },
         }  # fmt: skip
         raw = await http.post(f"{url}/inference/v1/generate", body, seconds=seconds)
         return raw, _parse(raw)
+
+    async def reads_text(self, http: Http, url: str, seconds: float) -> bool:
+        """See Dialect.reads_text. Not asked: a server that was started without a tokenizer refuses stop texts."""
+        return True
 
     async def abort(self, http: Http, url: str, rid: str) -> None:
         """See Dialect.abort."""
@@ -123,7 +160,7 @@ class VLLM:
             "model": adapter or _MODEL, "prompt": [list(p) for p in prompts], "max_tokens": 1, "temperature": 1.0,
             "prompt_logprobs": 0, "logprobs": 0, "return_token_ids": True, "ignore_eos": True,
         }  # fmt: skip
-        raw = await http.post(f"{url}/v1/completions", body, seconds=seconds)
+        raw = await self._post(http, url, "/v1/completions", body, seconds=seconds)
         try:
             scored = []
             for prompt, choice in zip(prompts, sorted(raw["choices"], key=lambda c: c["index"]), strict=True):
@@ -135,9 +172,8 @@ class VLLM:
 
     async def _workers(self, http: Http, url: str, method: str, seconds: float, **kwargs: Any) -> list[dict[str, Any]]:
         """Call a method of the worker extension; ServerRefused if a worker answers with an error."""
-        raw = await http.post(
-            f"{url}/collective_rpc", {"method": method, "kwargs": kwargs, "timeout": seconds}, seconds=seconds + 10
-        )
+        body = {"method": method, "kwargs": kwargs, "timeout": seconds}
+        raw = await self._post(http, url, "/collective_rpc", body, seconds=seconds + 10)
         results = raw.get("results") if isinstance(raw, dict) else None
         if not isinstance(results, list):
             raise ServerRefused(200, f"{url}/collective_rpc {method}: {str(raw)[:300]}")
@@ -155,19 +191,19 @@ class VLLM:
     async def set_label(self, http: Http, url: str, label: str, seconds: float) -> None:
         """See Dialect.set_label."""
         await self._workers(http, url, "bridge_set_version", seconds, version=label)
-        await http.post(f"{url}/update_weight_version", {"new_version": label}, seconds=seconds)
+        await self._post(http, url, "/update_weight_version", {"new_version": label}, seconds=seconds)
 
     async def pause(self, http: Http, url: str, seconds: float) -> None:
         """See Dialect.pause."""
-        await http.post(f"{url}/pause?mode=keep", seconds=seconds)
+        await self._post(http, url, "/pause?mode=keep", seconds=seconds)
 
     async def resume(self, http: Http, url: str, seconds: float) -> None:
         """See Dialect.resume."""
-        await http.post(f"{url}/resume", seconds=seconds)
+        await self._post(http, url, "/resume", seconds=seconds)
 
     async def flush(self, http: Http, url: str, seconds: float) -> None:
         """See Dialect.flush."""
-        answer = await http.post(f"{url}/reset_prefix_cache?reset_running_requests=true", seconds=seconds)
+        answer = await self._post(http, url, "/reset_prefix_cache?reset_running_requests=true", seconds=seconds)
         if isinstance(answer, dict) and answer.get("success") is False:
             raise ServerRefused(200, f"{url} did not forget what older weights have cached: {answer}")
 
@@ -226,9 +262,9 @@ class VLLM:
     ) -> None:
         """See Dialect.load_adapter."""
         body = {"lora_name": name, "lora_path": str(directory), "load_inplace": True}
-        await http.post(f"{url}/v1/load_lora_adapter", body, seconds=seconds)
+        await self._post(http, url, "/v1/load_lora_adapter", body, seconds=seconds)
         if old is not None:
-            await http.post(f"{url}/v1/unload_lora_adapter", {"lora_name": old}, seconds=seconds)
+            await self._post(http, url, "/v1/unload_lora_adapter", {"lora_name": old}, seconds=seconds)
 
     async def checksums(self, http: Http, url: str, seconds: float) -> dict[str, str] | None:
         """See Dialect.checksums. Known where one worker holds whole tensors."""
@@ -241,11 +277,11 @@ class VLLM:
 
     async def release_memory(self, http: Http, url: str, seconds: float) -> None:
         """See Dialect.release_memory. Weights are sent anew afterwards, so they are dropped too (level 2)."""
-        await http.post(f"{url}/sleep?level=2", seconds=seconds)
+        await self._post(http, url, "/sleep?level=2", seconds=seconds)
 
     async def take_memory(self, http: Http, url: str, seconds: float) -> None:
         """See Dialect.take_memory."""
-        await http.post(f"{url}/wake_up", seconds=seconds)
+        await self._post(http, url, "/wake_up", seconds=seconds)
 
 
 def _listed(entries: Sequence[Entry]) -> list[list[Any]]:

@@ -20,12 +20,17 @@ from bridge_mcore.rollout.remote.control import Control
 from bridge_mcore.rollout.remote.dialect import Dialect
 from bridge_mcore.rollout.remote.http import Http, ServerLost, ServerRefused
 from bridge_mcore.rollout.sync.buckets import Buckets, Digests
-from bridge_mcore.rollout.sync.proof import Proof, WeightsReplaced, compare_scores, doubt, other_digests
+from bridge_mcore.rollout.sync.proof import (
+    Proof,
+    WeightsReplaced,
+    compare_scores,
+    doubt,
+    other_digests,
+    probe_prompts,
+)
 from bridge_mcore.rollout.sync.source import Source
 from bridge_mcore.rollout.sync.transports import Broadcast, Outcome, SharedMemory
 
-#: Tokens of the probe: two prompts of so many.
-_PROBE_TOKENS = 24
 _LOAD_SECONDS = 3600.0  # a server that reads a large checkpoint from a slow file system
 
 
@@ -76,8 +81,7 @@ class Delivery:
         self.source, self.settings, self.method, self.ranks = source, settings, method, ranks
         self.directory, self.host, self.tolerance, self.probe = directory, host, tolerance, probe
         self.merged = settings.adapter == "merged" or source.lora is None
-        generator = np.random.default_rng(20)
-        self._prompts = generator.integers(0, source.shape.vocab_size, (2, _PROBE_TOKENS)).tolist()
+        self._prompts = probe_prompts(source.shape.vocab_size)
         #: url -> name of the adapter it has
         self.adapters: dict[str, str] = {}
         #: url -> what θ it holds

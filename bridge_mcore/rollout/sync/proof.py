@@ -11,6 +11,17 @@ from bridge_mcore.errors import RunStopped
 from bridge_mcore.rollout.remote.dialect import Dialect
 from bridge_mcore.rollout.remote.http import Http
 
+#: Largest mean |log-probability| difference of the probe, by dtype: what kernels and rounding make.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
+#: The probe: two prompts of so many tokens.
+_PROMPTS, _PROBE_TOKENS = 2, 24
+
+
+def probe_prompts(vocab_size: int, most: int = _PROBE_TOKENS) -> list[list[int]]:
+    """Prompts of at most so many tokens, the same everywhere, by whose log-probabilities weights are known again."""
+    size = (_PROMPTS, min(most, _PROBE_TOKENS))
+    return np.random.default_rng(20).integers(0, vocab_size, size).tolist()
+
 
 class WeightsReplaced(RunStopped):
     """A server holds other weights than those that were sent and proven: somebody else has given it some."""
@@ -52,11 +63,16 @@ async def doubt(
     return compare_scores(url, proof.scores, theirs, tolerance)[1]
 
 
+def scores_gap(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+    """Mean difference of two answers to the probe."""
+    return float(np.mean([np.abs(a - b).mean() for a, b in zip(ours, theirs, strict=True)]))
+
+
 def compare_scores(
     url: str, mine: Sequence[np.ndarray], theirs: Sequence[np.ndarray], tolerance: float
 ) -> tuple[float, str]:
     """(mean difference of the probe's log-probabilities, what is wrong or "")."""
-    gap = float(np.mean([np.abs(a - b).mean() for a, b in zip(mine, theirs, strict=True)]))
+    gap = scores_gap(mine, theirs)
     if gap <= tolerance:  # NaN is not
         return gap, ""
     return gap, (

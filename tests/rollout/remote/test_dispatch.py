@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -22,14 +23,17 @@ import pytest
 import torch
 from aiohttp import web
 
+from bridge_mcore.config.engines import Servers
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
 from bridge_mcore.rollout.remote import dispatch
+from bridge_mcore.rollout.remote.control import Control
 from bridge_mcore.rollout.remote.dispatch import Dispatcher, Limits
+from bridge_mcore.rollout.remote.fleet import Fleet
 from bridge_mcore.rollout.remote.http import Http
 from bridge_mcore.rollout.remote.sglang import SGLang
 from tests.models import save_tiny
 from tests.support.chaos import FAULTS, chaos
-from tests.support.servers import Served, real_server
+from tests.support.servers import Served, launch_options, real_server
 
 VOCAB = 120
 STOP = 7
@@ -170,6 +174,23 @@ def test_a_second_run_may_ask_what_the_first_one_still_has_in_the_server(real: t
         second.submit(some_requests(4), params)
         assert wait_for(second, set(range(4))), second.fatal
         assert wait_for(first, set(range(4))), first.fatal
+
+
+def test_a_server_without_a_tokenizer_is_not_told_stop_texts(
+    real: tuple, world: object, tmp_path: Path, capsys
+) -> None:
+    """SGLang would die of one. Its answers are whole, and the user is told."""
+    url, _ = real
+    with Http() as http:
+        servers, options = Servers(mode="external", urls=[url]), launch_options(tmp_path)
+        fleet = Fleet(http, SGLang(), Control(), servers, options, tmp_path, urls=[url], count=0)
+        assert not fleet.reads_text()
+    said = capsys.readouterr().out
+    assert said.startswith(f"· {url}: without a tokenizer no stop text ends an answer there") and said.count("\n") == 1
+    with dispatching([url], tmp_path) as dispatcher:
+        dispatcher.submit(some_requests(3), SamplingParams(8, stop_texts=("a",)))
+        assert wait_for(dispatcher, {0, 1, 2}), dispatcher.fatal
+        assert all(len(r.tokens) == 8 for r in dispatcher.done.values())
 
 
 # --- a fake server ----------------------------------------------------------------------------------------------------
@@ -619,6 +640,60 @@ def test_retried_requests_keep_their_place(fake: Fake, tmp_path: Path) -> None:
         # Four lanes ask at the same time: arrivals may swap within them.
         assert sorted(fake.keys[:4]) == [0, 1, 2, 3]
         assert all(abs(key - place) < 4 for place, key in enumerate(fake.keys))
+
+
+def test_what_goes_first_is_asked_before_what_waits(fake: Fake, tmp_path: Path) -> None:
+    """An evaluation beside rollouts: what is in flight goes on, what waits for a lane waits longer."""
+    fake.reply = after_the_gate
+    with dispatching([fake.url], tmp_path) as dispatcher:
+        dispatcher.submit(some_requests(12), SamplingParams(4))
+        until(lambda: fake.now == 4)
+        dispatcher.submit(some_requests(6, first=100), SamplingParams(2), first=True)
+        fake.gate.set()
+        assert wait_for(dispatcher, {*range(12), *range(100, 106)}), dispatcher.fatal
+        assert sorted(fake.keys[:4]) == [0, 1, 2, 3] and set(fake.keys[4:8]) == {100, 101, 102, 103}
+        assert set(fake.keys[8:10]) <= {104, 105, 4, 5} and {104, 105} <= set(fake.keys[:12])
+        assert [len(dispatcher.done[key].tokens) for key in (0, 11, 100, 105)] == [4, 4, 2, 2]
+
+
+#: token -> text, of the tests of stop texts
+TEXT = {10: "x", 11: "\nQues", 12: "tion:", 13: " y"}
+
+
+def test_an_answer_that_a_text_ends_passes(fake: Fake, tmp_path: Path) -> None:
+    """SGLang is told the text as a pattern; of a server that cannot read, whole answers are taken."""
+    fake.reply = always(lambda b: answer_to(b, tokens=[10, 11, 12], finish_reason={"type": "stop", "matched": "it"}))
+    params = SamplingParams(9, stop_token_ids=(STOP,), stop_texts=("\nQuestion:",))
+    with dispatching([fake.url], tmp_path) as dispatcher:
+        dispatcher.decode = lambda tokens: "".join(TEXT[t] for t in tokens)
+        dispatcher.submit([Request(5, (3, 4))], params)
+        assert wait_for(dispatcher, {5}), dispatcher.fatal
+        assert dispatcher.done[5].finished and dispatcher.done[5].tokens == (10, 11, 12)
+        (body,) = fake.bodies
+        (pattern,) = body["sampling_params"]["stop_regex"]
+        assert re.search(pattern, "a\nQuestion: b") and not re.search(pattern, "a\nQuestion b")
+        fake.reply = None
+        dispatcher.decode = None
+        dispatcher.submit([Request(6, (3, 4))], params)
+        assert wait_for(dispatcher, {5, 6}), dispatcher.fatal
+        assert "stop_regex" not in fake.bodies[1]["sampling_params"] and len(dispatcher.done[6].tokens) == 9
+
+
+def test_an_answer_that_is_ended_for_a_text_it_has_not_is_asked_again(fake: Fake, tmp_path: Path, hasty: None) -> None:
+    """A server may read tokens in another way than we do: nothing is cut that we would not cut."""
+
+    async def hears(_: Fake, body: dict[str, Any]) -> Any:
+        if "stop_regex" in body["sampling_params"]:
+            return answer_to(body, tokens=[10, 11], finish_reason={"type": "stop", "matched": "it"})
+        return answer_to(body, tokens=[10, 11, 13, STOP], finish_reason={"type": "stop", "matched": STOP})
+
+    fake.reply = hears
+    params = SamplingParams(9, stop_token_ids=(STOP,), stop_texts=("\nQuestion:",))
+    with dispatching([fake.url], tmp_path) as dispatcher:
+        dispatcher.decode = lambda tokens: "".join(TEXT.get(t, "") for t in tokens)
+        dispatcher.submit([Request(5, (3, 4))], params)
+        assert wait_for(dispatcher, {5}), dispatcher.fatal
+        assert dispatcher.done[5].tokens == (10, 11, 13, STOP) and dispatcher.counts.take().retried == 1
 
 
 def test_a_server_may_be_lost_while_the_trainer_waits(fake: Fake, tmp_path: Path) -> None:

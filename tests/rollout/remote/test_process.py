@@ -428,6 +428,21 @@ def test_lost_servers_are_started_again_as_often_as_allowed(fleet_of: Callable, 
         fleet.revive(fleet.dead(), "run.1")
 
 
+def test_how_a_server_died_is_said_though_its_guard_still_clears_up(
+    fleet_of: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    """A connection breaks before the guard ends, which first waits for those who may map a segment that was left."""
+    name = f"sglang_loads_test_{os.getpid()}_revived"
+    fleet = fleet_of(StandIn(f"open('/dev/shm/{name}', 'wb').write(b'x' * 4096)\n{SERVES}"))
+    fleet.launch()
+    fleet.wait()
+    ((url, server),) = fleet.owned.items()
+    os.kill(server_pid(server), signal.SIGKILL)
+    assert fleet.revive({url: "a request was broken off"}, "run.1") == [url]
+    said = capsys.readouterr()
+    assert "was killed by SIGKILL; starting it again (1 of at most " in said.out + said.err
+
+
 def test_a_server_that_hangs_is_started_again(fleet_of: Callable) -> None:
     """It runs, but answers nothing: it has five seconds to end when it is asked to, and is killed then."""
     fleet = fleet_of(StandIn(SERVES), health_seconds=1.0)
