@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from bridge_mcore.data.problem import Problem, problem_id
+from bridge_mcore.data.problem import ANY_OF, Problem, problem_id
 from bridge_mcore.errors import DataError
 from bridge_mcore.rewards.box.values import encode
 from bridge_mcore.rewards.choice import ChoiceReward
-from bridge_mcore.rewards.golds import check_golds, gold_problem
+from bridge_mcore.rewards.golds import check_golds, gold_problem, text_golds
 from bridge_mcore.rewards.logic import LogicReward
 from bridge_mcore.rewards.math import MathVerifier
 from bridge_mcore.rewards.protocol import Attempt
@@ -64,3 +64,14 @@ def test_a_source_that_its_reward_cannot_read_is_refused() -> None:
     with pytest.raises(DataError, match=r"1 of 1 golds of sums .* `choice`.*reward\.verifier") as refused:
         check_golds(traces + problems("C", source="other"))
     assert refused.value.exit_code == 2
+
+
+def test_a_gold_of_several_is_text_only_where_all_are() -> None:
+    """Any one of them is right, so one that can be read is enough."""
+
+    def remarks(gold: str) -> list[str]:
+        return text_golds([Problem("0", "q?", gold, None, "test")])
+
+    readable, text = "6", "\\text{a hexagon}^"
+    assert remarks(text) and not remarks(readable)
+    assert remarks(f"{text}{ANY_OF}{text}") and not remarks(f"{text}{ANY_OF}{readable}")
