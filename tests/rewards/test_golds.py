@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge_mcore.data.problem import Problem, problem_id
+from bridge_mcore.data.problem import ANY_OF, Problem, problem_id
 from bridge_mcore.errors import DataError
 from bridge_mcore.rewards.box.values import encode
 from bridge_mcore.rewards.choice import ChoiceReward
@@ -92,3 +92,14 @@ def test_golds_that_can_only_be_compared_as_text() -> None:
         spaced = verifier.verify([(gold, f"\\boxed{{{gold} + 0}}") for gold in ONLY_TEXT])
     assert {verdict.verdict for verdict in own} == {"correct"}
     assert "correct" not in {verdict.verdict for verdict in spaced}
+
+
+def test_a_gold_of_several_is_text_only_where_all_are() -> None:
+    """Any one of them is right, so one that can be read is enough."""
+
+    def remarks(gold: str) -> list[str]:
+        return text_golds([Problem("0", "q?", gold, None, "test")])
+
+    readable, text = "6", "\\text{a hexagon}^"
+    assert remarks(text) and not remarks(readable)
+    assert remarks(f"{text}{ANY_OF}{text}") and not remarks(f"{text}{ANY_OF}{readable}")
