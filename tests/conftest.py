@@ -35,6 +35,42 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
+class Names:
+    """Says where a run of `pytest -q` is: each file as its first test starts, each failure and slow test at once."""
+
+    SLOW = 30.0  # seconds
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer  # pytest's own, which knows how far the line of dots is
+        self._files: set[str] = set()
+
+    def _say(self, text: str, **look: bool) -> None:
+        if self._writer.width_of_current_line:
+            self._writer.line()
+        self._writer.line(text, **look)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        file = nodeid.partition("::")[0]
+        if file not in self._files:
+            self._files.add(file)
+            self._say(file)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            when = "" if report.when == "call" else f" ({report.when})"
+            self._say(f"FAILED {report.nodeid}{when}", red=True)
+        elif report.duration > self.SLOW:
+            self._say(f"{report.duration:.0f} s {report.nodeid}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """For processes that write to the terminal, where pytest itself names nothing."""
+    if config.get_verbosity() < 0 and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Names(config.get_terminal_writer()))
+
+
 @pytest.fixture
 def seed() -> int:
     """A fresh seed; printed, so that a failure can be repeated with BRIDGE_TEST_SEED."""

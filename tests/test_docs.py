@@ -79,10 +79,13 @@ def test_commands_exist_with_their_options(page):
             name = rest.pop(0)
             assert name in known_commands, f"bridge-mcore {' '.join(words)}: there is no command {name}"
             command = known_commands[name]
-        options = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {"--help"}
-        for word in rest:
+        options = {option: p for p in command.params for option in (*p.opts, *p.secondary_opts)} | {"--help": None}
+        for word, value in zip(rest, [*rest[1:], "--"], strict=bool(rest)):
             if word.startswith("--"):
-                assert word.partition("=")[0] in options, f"bridge-mcore {' '.join(words)}: no option {word}"
+                name, _, own = word.partition("=")
+                assert name in options, f"bridge-mcore {' '.join(words)}: no option {word}"
+                bare = own or getattr(options[name], "is_flag", True) or not value.startswith("--")
+                assert bare, f"bridge-mcore {' '.join(words)}: {word} needs a value"
             elif command.name == "train" and (match := re.match(r"([a-z_]+(?:\.\w+)+)=", word)):
                 assert known(match[1]), f"bridge-mcore {' '.join(words)}: no key {match[1]}"
 

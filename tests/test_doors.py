@@ -203,10 +203,10 @@ def tokenizer_directory(tmp_path: Path, canary: Path) -> Path:
 
 def test_a_model_directory_brings_no_code(tokenizer_directory: Path, canary: Path) -> None:
     from bridge_mcore.data.prepare.measure import Measure
-    from bridge_mcore.data.preview import _tokenizer
+    from bridge_mcore.data.preview import tokenizer_of
     from bridge_mcore.model.families import find_family
 
-    for read in (lambda p: load_tokenizer(p, 100), _tokenizer, lambda p: Measure(p, "plain"), find_family):
+    for read in (lambda p: load_tokenizer(p, 100), tokenizer_of, lambda p: Measure(p, "plain"), find_family):
         refused(lambda read=read: read(tokenizer_directory), canary)
 
 

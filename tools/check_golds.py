@@ -7,7 +7,10 @@ r"""Does every gold answer of a data set accept itself, its own solution, and no
 * solution: solutions with a box that the verifier accepts;
 * shifted: pairs (a gold, the next gold as its answer) that it accepts though the two are spelled differently. Each is
   listed below: is it a true coincidence?
-* asked: pairs that the exact rules left to Math-Verify.
+* asked: pairs that the exact rules left to Math-Verify;
+* text: golds that can only be compared as text, so that nothing but their own spelling is ever right.
+
+Solutions are judged together with their questions, as in training: their boxes must be worked out.
 
 Golds come from "answer", "final_answer" (a list, with "unit") or, without either, from the last box of "solution".
 """
@@ -24,6 +27,9 @@ from typing import Any
 from bridge_mcore.rewards import MathVerifier
 from bridge_mcore.rewards.boxed import last_boxed
 from bridge_mcore.rewards.exact import clean
+from bridge_mcore.rewards.math import gold_text
+from bridge_mcore.rewards.protocol import Attempt
+from bridge_mcore.rewards.readable import is_only_text
 from bridge_mcore.rewards.same import decide
 
 
@@ -65,23 +71,29 @@ def check(path: Path, verifier: MathVerifier) -> list[str]:
     rows = [(gold, row) for row in rows_of(path) if (gold := gold_of(row))]
     golds = [gold for gold, _ in rows]
     itself = verifier.verify([(gold, f"\\boxed{{{gold}}}") for gold in golds])
-    texts = [(gold, row["solution"]) for gold, row in rows if isinstance(row.get("solution"), str)]
-    solved = [(gold, text) for gold, text in texts if last_boxed(text)]
-    solutions = verifier.verify(solved)
+    solved = [
+        Attempt(gold, row["solution"], str(row.get("problem", "")))
+        for gold, row in rows
+        if isinstance(row.get("solution"), str) and last_boxed(row["solution"])
+    ]
+    solutions = verifier.judge(solved)
     pairs = [(one, other) for one, other in zip(golds, golds[1:] + golds[:1], strict=True) if one != other]
     shifted = verifier.verify([(one, f"\\boxed{{{other}}}") for one, other in pairs])
     asked = sum(decide(clean(one), clean(other))[0] is None for one, other in pairs)
     accepted = [pair for pair, verdict in zip(pairs, shifted, strict=True) if verdict.verdict == "correct"]
     name, solved_share = f"{path.parent.name}/{path.name}", f"{_right(solutions)}/{len(solved)}" if solved else "-"
+    texts = [gold for gold in golds if is_only_text(gold_text(gold))]
     counts = f"{len(golds):6} {_right(itself):6} {solved_share:>10} {f'{len(accepted)}/{len(pairs)}':>12} {asked:6}"
+    counts += f" {len(texts):5}"
     print(f"{name:28} {counts}", flush=True)
     return [
         *(f"rejects itself: {gold!r}" for gold, v in zip(golds, itself, strict=True) if v.verdict != "correct"),
         *(
-            f"rejects its solution: {gold!r}, {last_boxed(text)!r}"
-            for (gold, text), v in zip(solved, solutions, strict=True)
+            f"rejects its solution: {one.gold!r}, {last_boxed(one.response)!r}: {v.reason}"
+            for one, v in zip(solved, solutions, strict=True)
             if v.verdict != "correct"
         ),
+        *(f"only text: {gold!r}" for gold in texts),
         *(f"accepts another: {one!r} accepts {other!r}" for one, other in accepted),
     ]
 
@@ -97,7 +109,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     notes: list[str] = []
-    print(f"{'file':28} {'rows':>6} {'itself':>6} {'solution':>10} {'shifted':>12} {'asked':>6}")
+    print(f"{'file':28} {'rows':>6} {'itself':>6} {'solution':>10} {'shifted':>12} {'asked':>6} {'text':>5}")
     with MathVerifier(options.workers) as verifier:
         for path in files_of(options.paths):
             notes += [f"{path.parent.name}: {note}" for note in check(path, verifier)]

@@ -60,6 +60,7 @@ def prepare(
     for line in from_hub(loaded) if not as_json else ():
         say(line)
 
+    from bridge_mcore.data.notes import Notes, lines
     from bridge_mcore.data.prepare.output import REPORT, write_prepared
     from bridge_mcore.data.prepare.report import coverage_table, statistics_table
     from bridge_mcore.monitoring.progress import track
@@ -76,6 +77,9 @@ def prepare(
     for name, found in counts["prompts"].items():
         left = ", ".join(f"{stage} {n:,}" for stage, n in found.items() if stage != "kept")
         say(f"{name}: kept {found.get('kept', 0):,} prompts" + (f"; left out: {left}" if left else ""))
+    for source in card["sources"]:
+        for line in lines(source["name"], Notes({"rows": source["rows"], **source.get("done", {})}), {}):
+            say(line)
     if counts["traces"]:
         say("traces: " + ", ".join(f"{what} {n:,}" for what, n in sorted(counts["traces"].items())))
     if card["decontamination"]["evaluation"]:

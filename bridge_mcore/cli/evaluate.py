@@ -61,6 +61,14 @@ def evaluate(
         str | None,
         typer.Option(metavar="TEXT", help="What the template puts first.", show_default=False, callback=user_text),
     ] = None,
+    instruction: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Sentence that follows each question, as data.instruction; '' for none.",
+            callback=user_text,
+        ),
+    ] = "auto",
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
@@ -175,7 +183,7 @@ def evaluate(
     if suite is None and max_new_tokens is None:
         answers.max_new_tokens = _half_context(subjects[0].path)
     options = EvaluationOptions(
-        subjects, chosen, name, output, answers, data_dir, template, system_prompt,
+        subjects, chosen, name, output, answers, data_dir, template, system_prompt, instruction,
         Serving(engine, device, dtype, servers), adapter, limit, seed, workers, restart, show_failures,
     )  # fmt: skip
 
@@ -188,7 +196,7 @@ def scores(
     directories: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR...", help="What `bridge-mcore eval` wrote: of a model, or of several.", callback=user_path
+            metavar="DIR...", help="What `bridge-mcore eval` wrote, or a run directory.", callback=user_path
         ),
     ],
     form: Annotated[
@@ -206,13 +214,16 @@ def scores(
 ) -> None:
     """Show evaluations that were made before, and compare them with the first.
 
+    Of a run directory it shows the newest evaluation of each set.
+
     \b
-    Example:
+    Examples:
+      bridge-mcore scores runs/bridge runs/cold_start --show-failures 3
       bridge-mcore scores evaluations/paper/base evaluations/paper/bridge --format markdown
     """
     for directory in directories:
         if not directory.is_dir():
-            raise ConfigError(f"{directory} is no directory; give one that `bridge-mcore eval` wrote")
+            raise ConfigError(f"{directory} is no directory; give one that `bridge-mcore eval` wrote, or a run's")
 
     from bridge_mcore.config.machine import require_processes
     from bridge_mcore.evaluation.command import run_scores
@@ -232,7 +243,9 @@ def _suite(suite: str | None, data: str | None, only: str | None) -> tuple[Suite
     if (suite is None) == (data is None):
         raise ConfigError("say what to measure: --suite NAME_OR_FILE (such as paper), or --data FILE_OR_TASK")
     if suite is not None:
-        wanted = [part.strip() for part in only.split(",") if part.strip()] if only else []
+        wanted = [part.strip() for part in (only or "").split(",") if part.strip()]
+        if only is not None and not wanted:
+            raise ConfigError(f"--only '{only}' names no benchmark; leave it out for all of them")
         return load_suite(suite, wanted), Path(suite).stem
     if only is not None:
         raise ConfigError("--only chooses benchmarks of a --suite")

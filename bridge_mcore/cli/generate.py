@@ -94,7 +94,9 @@ def generate(
 
     with TemporaryDirectory(prefix="bridge-mcore-") as scratch, ExitStack() as stack:
         with redirect_stdout(sys.stderr):
-            merged = stack.enter_context(hf_directory(Subject("it", model), adapter, None, Path(scratch) / "model"))
+            merged = stack.enter_context(
+                hf_directory(Subject(model.name, model), adapter, None, Path(scratch) / "model")
+            )
         run_generate(replace(options, model=merged, adapter=None))
 
 

@@ -20,13 +20,16 @@ from bridge_mcore.cli.options import MOST_PROCESSES, MOST_SECONDS, user_path
 from bridge_mcore.config.machine import require_processes
 from bridge_mcore.errors import DataError
 from bridge_mcore.rewards import MathVerifier, Verdict
+from bridge_mcore.rewards.math import gold_text
+from bridge_mcore.rewards.protocol import Attempt
+from bridge_mcore.rewards.readable import is_only_text
 from bridge_mcore.rewards.verdict import VERDICTS
 
 #: Lines that are verified together: enough to keep the workers busy, few enough to stream.
 BATCH_LINES = 512
 #: Longest line in bytes. Only a file that is no JSONL has a longer one, and it must not fill the memory.
 MAX_LINE = 64 << 20
-_Item = tuple[str, str] | Verdict
+_Item = Attempt | Verdict
 _MEND = 'each line must be {"gold": "...", "response": "..."}'
 
 
@@ -35,8 +38,9 @@ def verify(
         Path,
         typer.Argument(
             metavar="FILE",
-            help='JSONL file with a line {"gold": "...", "response": "..."} per answer; "-" reads standard input. '
-            "Other keys are ignored, and so are blank lines.",
+            help='JSONL file with a line {"gold": "...", "response": "..."} per answer; "-" reads stdin. '
+            'With the question as "prompt" a line is judged as in training: its answer must be worked out and must '
+            "not repeat the question. Other keys are ignored, and so are blank lines.",
             callback=user_path,
         ),
     ],
@@ -100,9 +104,11 @@ def _open(file: Path) -> contextlib.AbstractContextManager[BufferedIOBase]:
 
 
 def _verify_batch(batch: list[_Item], verifier: MathVerifier, progress: _Progress) -> None:
-    verdicts = iter(verifier.verify([item for item in batch if isinstance(item, tuple)]))
+    verdicts = iter(verifier.judge([item for item in batch if isinstance(item, Attempt)]))
     for item in batch:
-        verdict = next(verdicts) if isinstance(item, tuple) else item
+        verdict = next(verdicts) if isinstance(item, Attempt) else item
+        if isinstance(item, Attempt):
+            progress.golds.add(item.gold)
         print(json.dumps({"verdict": verdict.verdict, "reason": verdict.reason}))
         progress.counts[verdict.verdict] += 1
         progress.first = progress.first or f"{verdict.verdict}: {verdict.reason}"
@@ -170,7 +176,8 @@ def _parse(line: bytes | None, number: int, name: str) -> _Item:
             return malformed(f'"{key}" is missing')
         if not isinstance(row[key], str):
             return malformed(f'"{key}" is not a string')
-    return row["gold"], row["response"]
+    prompt = row.get("prompt")
+    return Attempt(row["gold"], row["response"], prompt if isinstance(prompt, str) else "")
 
 
 class _Progress:
@@ -179,6 +186,7 @@ class _Progress:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.first = ""
+        self.golds: set[str] = set()
         self._start = self._shown = time.monotonic()
         self._live = sys.stderr.isatty()
 
@@ -189,6 +197,13 @@ class _Progress:
 
     def finish(self) -> None:
         print(("\r" if self._live else "") + self._line(), file=sys.stderr)
+        texts = sorted(gold for gold in self.golds if (read := gold_text(gold)) and is_only_text(read))
+        if texts:
+            print(
+                f"{len(texts)} of {len(self.golds)} different golds can only be compared as text: no other spelling of "
+                f"them is ever right; the first: {texts[0][:60]!r}",
+                file=sys.stderr,
+            )
 
     def _line(self) -> str:
         total, seconds = self.counts.total(), time.monotonic() - self._start

@@ -46,9 +46,9 @@ class TextCodec:
         self._ids = frozenset(self.marks.values())
         longest_first = sorted(self.marks, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-        self._known: dict[str, bool] = {}
         # Where a normaliser comes before a control token is looked for, other spellings make it too.
-        self._loose = any(token.normalized for i, token in added.items() if i in self._ids)
+        normaliser = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+        self._loose = normaliser is not None and any(t.normalized for i, t in added.items() if i in self._ids)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text whose control tokens are meant."""
@@ -94,10 +94,13 @@ class TextCodec:
 
     def _as_text(self, mark: str) -> list[int]:
         """Ids of the characters of a control token."""
+        readings = []
         for parts in ([mark], [mark[:1], mark[1:]], list(mark)):
             ids = [token for part in parts for token in self._without_added(part)]
             if ids and not self._ids.intersection(ids):
-                return ids
+                readings.append(ids)
+        if readings:
+            return min(readings, key=lambda ids: ids.count(self.unknown))  # type: ignore[arg-type]
         raise DataError(
             f"a text spells the control token {mark}, which this tokenizer cannot read as text; take it out"
         )
@@ -121,8 +124,10 @@ class TextCodec:
 
     def loses(self, text: str) -> bool:
         """Whether the tokenizer leaves characters of a text out."""
-        if not self._drops:
+        if not self._drops or not self.tokenizer.is_fast:
             return False
-        for char in set(text) - self._known.keys():
-            self._known[char] = char.isspace() or bool(self.encode(char))
-        return not all(self._known[char] for char in set(text))
+        found = self.tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+        read = bytearray(len(text))
+        for start, end in found["offset_mapping"]:
+            read[start:end] = b"\1" * (end - start)
+        return any(not there and not char.isspace() for there, char in zip(read, text, strict=True))

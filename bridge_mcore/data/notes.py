@@ -11,8 +11,8 @@ from bridge_mcore.config.json_file import one_line
 class Notes(Counter[str]):
     """Counts by key, and of each key the first case: what `data.json` keeps and :func:`lines` says."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, counts: Mapping[str, int] | None = None) -> None:
+        super().__init__(counts or {})
         self.first: dict[str, str] = {}
 
     def add(self, key: str, case: str = "", count: int = 1) -> None:
@@ -28,24 +28,26 @@ class Notes(Counter[str]):
 
 #: What is said of rows, of prompts and of traces; {n} of {all}. In the order in which it is said.
 _ROWS = {
+    "unpinned": "dataset_revision is not set: what was read is the newest commit of the hub's set",
     "skipped": "{n} unusable rows were left out (bad_rows: skip)",
-    "repeated": "{n} rows repeat another; each problem is asked once",
+    "repeated": "{n} rows repeat a problem, which is asked once",
     "system_dropped": "{n} system messages were left out (system_messages: drop)",
     "listed_golds": "{n} of {all} rows have a list of right answers, and a response must give all of them (golds: all)",
     "any_listed_golds": "{n} of {all} rows have a list of right answers, and any one of them is right (golds: any)",
     "two_golds": "{n} of {all} rows ask what another row asks, with another right answer",
 }
 _TRACE_ROWS = {
+    "unpinned": "dataset_revision is not set: what was read is the newest commit of the hub's set",
     "boxed": "{n} of {traces} traces got a box with their row's answer at the end, for the reward reads boxes "
     "(format: fields leaves traces as they are)",
     "further_traces": "{n} of {traces} rows have several traces, of which the first is learned",
     "contradicting_traces": "{n} of {traces} traces end in another answer than their row's",
-    "unboxed": "{n} of {traces} traces hold no \\boxed{{}}, which is all that their reward reads",
+    "unboxed": "{n} of {traces} traces hold no \\boxed{}, which is all that their reward reads",
 }
 _PROMPTS = {
     "system_kept": "{n} of {all} prompts have a system message of their own row",
     "control_prompts": "{n} of {all} prompts spell control tokens, {prompt_marks} in all, which are read as text",
-    "asked_twice": "{n} of {all} questions ask for a \\boxed{{}} themselves, and the template asks again "
+    "asked_twice": "{n} of {all} questions ask for a \\boxed{} themselves, and the template asks again "
     "(data.instruction: null turns that off)",
     "unknown_prompts": "{n} of {all} prompts hold {unknown_prompt_tokens} tokens that the tokenizer does not know",
     "lost_prompts": "{n} of {all} prompts hold characters that the tokenizer drops",
@@ -65,6 +67,10 @@ _TRACES = {
 }
 
 
+#: Counts that texts tell beside their own.
+_COUNTED = ("prompt_marks", "trace_marks", "unknown_prompt_tokens", "unknown_trace_tokens")
+#: What leads over to the case that is named, where it is not a first one.
+_CASE = {"unpinned": ""}
 #: Nothing to look into: no case of them is named.
 _PLAIN = (
     "system_dropped",
@@ -90,7 +96,7 @@ def lines(name: str, rows: Notes, encoded: Mapping[str, Notes]) -> Iterator[str]
     yield from _lines(name, rows, {**_ROWS, **(_TRACE_ROWS if traces else {})}, facts)
     said: set[str] = set()
     for what, notes in encoded.items():
-        facts = {"all": notes["kept"] + notes["cut"] + notes["dropped"]}
+        facts["all"] = notes["kept"] + notes["cut"] + notes["dropped"]
         texts = {**_PROMPTS, **_TRACES} if what == "traces" else _PROMPTS
         made = list(_lines(name, notes, texts, facts))
         yield from (line for line in made if line not in said)  # the same prompts, alone and before their traces
@@ -101,5 +107,6 @@ def _lines(name: str, notes: Notes, texts: dict[str, str], facts: dict[str, int]
     for key, text in texts.items():
         if notes[key]:
             first = "" if key in _PLAIN else one_line(notes.first.get(key, ""), 200)
-            said = text.format_map(Counter({**notes, **facts, "n": notes[key]}))
-            yield f"· {name}: {said}" + (f"; the first: {first}" if first else "")
+            for word, value in {"n": notes[key], **{word: notes[word] for word in _COUNTED}, **facts}.items():
+                text = text.replace(f"{{{word}}}", str(value))
+            yield f"· {name}: {text}" + (f"{_CASE.get(key, '; the first')}: {first}" if first else "")

@@ -192,7 +192,9 @@ def preview(
     _contradictions(problems, rows, prompts_only)
     made = {what: notes for what, notes in made.items() if notes}
     stops = [(token, _text(tokenizer, [token])) for token in stop_token_ids(model, template)]
-    said = tuple(lines("data", rows, made))
+    from bridge_mcore.rewards.golds import text_golds
+
+    said = (*lines("data", rows, made), *text_golds(problems))
     return Preview(views, data.template, stops, template.stop_texts, said)
 
 

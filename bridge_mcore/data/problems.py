@@ -14,7 +14,7 @@ from bridge_mcore.data.code_formats import detect_code_format, read_code_row
 from bridge_mcore.data.knights import generate_knights
 from bridge_mcore.data.messages import BadRow
 from bridge_mcore.data.notes import Notes
-from bridge_mcore.data.problem import ANY_OF, DEFAULT_REWARD, Problem, problem_id
+from bridge_mcore.data.problem import DEFAULT_REWARD, Problem, problem_id
 from bridge_mcore.data.rows import Row, RowFormat, detect_format, is_finished, reward_of
 from bridge_mcore.data.sources import read_dataset, read_file
 from bridge_mcore.data.tasks import generate_problems
@@ -68,10 +68,15 @@ def load_problems(
             f"this one has {' and '.join(given) if given else 'none'}"
         )
     name = source_name(source)
+    notes = Notes() if notes is None else notes
     if source.task is not None:
         found = _generated(source, name)
-        return found if source.reward is None else [replace(p, reward=source.reward) for p in found]
-    return _load_rows(source, name, default_reward, plugins, Notes() if notes is None else notes, repeats)
+        found = found if source.reward is None else [replace(p, reward=source.reward) for p in found]
+    else:
+        found = _load_rows(source, name, default_reward, plugins, notes, repeats)
+    notes["rows"] += len(found)
+    notes["with_trace"] += sum(problem.trace is not None for problem in found)
+    return found
 
 
 def _generated(source: DataSource, name: str) -> list[Problem]:
@@ -142,7 +147,7 @@ def _load_rows(
             continue
         problems.append(problem)
         for key in read.notes:
-            notes.add(f"any_{key}" if key == "listed_golds" and ANY_OF in read.answer else key, str(problem))
+            notes.add(key, str(problem))
     where = str(source.path if source.path is not None else source.dataset)
     if not seen:
         raise DataError(f"{where} holds no rows; at least one problem is needed")
@@ -152,8 +157,6 @@ def _load_rows(
         notes["skipped"] += len(skipped)
         _log.warning("%s: skipped %d of %d rows; the first: %s", where, len(skipped), len(skipped) + len(problems),
                      visible(skipped[0]))  # fmt: skip
-    notes["rows"] += len(problems)
-    notes["with_trace"] += sum(problem.trace is not None for problem in problems)
     return problems
 
 

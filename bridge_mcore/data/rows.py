@@ -82,7 +82,7 @@ class RowFormat:
             return Row(prompt, answer, trace or worked, system, tuple(notes))
         answer = _answer_text(given, self.answer, self.golds) if self.answer else ""
         if isinstance(given, list) and len(given) > 1:
-            notes.append("listed_golds")
+            notes.append("listed_golds" if self.golds == "all" else "any_listed_golds")
         if self.kind == "math" and trace is not None:
             if not answer:
                 answer = (last_boxed(trace) or "").strip()

@@ -9,6 +9,7 @@ from typing import Any
 
 from bridge_mcore.config.json_file import BadJson, one_line, parse_json
 from bridge_mcore.config.schema import DataSource
+from bridge_mcore.data.notes import Notes
 from bridge_mcore.errors import DataError
 
 Placed = tuple[str, dict[str, Any]]
@@ -196,6 +197,22 @@ def dataset_commit(source: DataSource) -> str:
             f"dataset {source.dataset}: the hub does not say which commit {revision or 'its newest'} is. "
             f"{type(error).__name__}: {one_line(error)} Without the hub: put its files on this machine and give `path`"
         ) from None
+
+
+def pinned(source: DataSource, notes: Notes) -> tuple[DataSource, str | None]:
+    """(the source at the commit that its revision stands for now, that commit); (source, None) where nobody says it.
+
+    notes: gets "unpinned" for a source of the hub whose settings name no revision.
+    """
+    if source.path is not None or source.dataset is None:
+        return source, None
+    try:
+        commit = dataset_commit(source)
+    except DataError:  # without the hub a set may lie in the cache of `datasets`
+        commit = None
+    if source.dataset_revision is None:
+        notes.add("unpinned", commit or "the hub does not say which")
+    return source if commit is None else source.model_copy(update={"dataset_revision": commit}), commit
 
 
 def _parse(line: str, place: str) -> Any:

@@ -169,12 +169,13 @@ class PromptTemplate:
         The trace is tokenized apart from the prompt, as a policy's response begins at a token boundary too: so the
         prompt's tokens are an exact prefix, and no token spans both.
         """
-        if not problem.trace or not problem.trace.strip():
+        trace = self._without_end(problem, problem.trace or "")
+        if not trace.strip():
             raise DataError(
                 f"{problem} has no expert trace to learn from; give data.sft a source with traces (trace_field)"
             )
         prompt, end = self._prompt(problem, most)
-        text = self._going_on(problem, self._without_end(problem, problem.trace), end)
+        text = self._going_on(problem, trace, end)
         check_unicode(text)
         text = beginning(self.tokenizer, text, most)
         response = self.texts.literal(text)

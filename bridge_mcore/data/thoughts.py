@@ -4,7 +4,8 @@ from __future__ import annotations
 
 #: What closes a thought, by what opens it.
 THOUGHTS = {
-    "<think>": "</think>", "<thinking>": "</thinking>", "<thought>": "</thought>", "<reasoning>": "</reasoning>",
+    "<think>": "</think>", "<thinking>": "</thinking>", "<thought>": "</thought>", "<thoughts>": "</thoughts>",
+    "<reasoning>": "</reasoning>",
     "<|begin_of_thought|>": "<|end_of_thought|>", "[THINK]": "[/THINK]", "◁think▷": "◁/think▷",
     "<seed:think>": "</seed:think>",
 }  # fmt: skip

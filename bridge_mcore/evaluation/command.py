@@ -12,6 +12,7 @@ from typing import Any
 
 from bridge_mcore import __version__
 from bridge_mcore.config.json_file import read_json_object, shown
+from bridge_mcore.data.templates import AUTO
 from bridge_mcore.errors import BridgeError, CheckpointError, ConfigError, DataError
 from bridge_mcore.evaluation import tables
 from bridge_mcore.evaluation.files import RESULTS_FILE, SETTINGS_FILE, write_json
@@ -19,6 +20,7 @@ from bridge_mcore.evaluation.majority import Same
 from bridge_mcore.evaluation.options import EvaluationOptions, Subject
 from bridge_mcore.evaluation.records import Record, read_records
 from bridge_mcore.evaluation.results import ModelResult, benchmark_result, compare, model_result
+from bridge_mcore.evaluation.run_answers import files_of_run, read_run_answers
 from bridge_mcore.evaluation.subjects import hf_directory
 from bridge_mcore.evaluation.suites import is_record_name
 from bridge_mcore.evaluation.verifiers import Verifiers
@@ -91,7 +93,10 @@ def _evaluate(subject: Subject, options: EvaluationOptions, verifiers: Verifiers
             verifiers.prepare(work.benchmark, {problem.reward for problem in work.problems})
         settings: dict[str, Any] = {
             "fingerprint": model_fingerprint(model), "template": options.template,
-            "system_prompt": options.system_prompt, "engine": serving.engine, "dtype": serving.weights,
+            "system_prompt": options.system_prompt,
+            # None for what a template says by itself: as in settings of before there was a choice
+            "instruction": None if options.instruction == AUTO else options.instruction or "",
+            "engine": serving.engine, "dtype": serving.weights,
             "benchmarks": {work.benchmark.name: work.settings() for work in works},
         }  # fmt: skip
         check_settings(directory, settings, options.restart)
@@ -203,12 +208,18 @@ def run_scores(directories: Sequence[Path], form: str, failures: int, workers: i
     tell = _aside if form == "json" else say
     places: list[Path] = []
     for directory in directories:
-        inside = [directory] if (directory / SETTINGS_FILE).is_file() else _models_in(directory)
+        alone = (directory / SETTINGS_FILE).is_file() or files_of_run(directory)
+        inside = [directory] if alone else _models_in(directory)
         if not inside:
-            raise DataError(f"{directory} holds no evaluation; give a directory that `bridge-mcore eval` wrote")
+            raise DataError(
+                f"{directory} holds no evaluation; give a directory that `bridge-mcore eval` wrote, or a run's"
+            )
         places += [path.resolve() for path in inside]
     places = list(dict.fromkeys(places))
-    found = [(label, *read_answers(path, tell)) for label, path in zip(_labels(places), places, strict=True)]
+    found = [
+        (label, *(read_run_answers if files_of_run(path) else read_answers)(path, tell))
+        for label, path in zip(_labels(places), places, strict=True)
+    ]
     with Verifiers(workers) as verifiers:
         models = [_result(label, answered, samples, verifiers.same) for label, answered, samples in found]
     show_results(models, form)

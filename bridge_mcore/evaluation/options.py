@@ -50,7 +50,7 @@ class EvaluationOptions:
         output: directory of records and tables.
         answers: what the command line says of answers; it goes before benchmark and suite.
         data_dir: directory of benchmarks' files.
-        template, system_prompt: how a problem becomes a prompt (`data.template`).
+        template, system_prompt, instruction: how a problem becomes a prompt (`data.template`).
         serving: engine and device.
         adapter: PEFT adapter to merge into every model.
         limit: use only the first problems of each benchmark.
@@ -68,6 +68,7 @@ class EvaluationOptions:
     data_dir: Path | None = None
     template: str = "chat"
     system_prompt: str | None = None
+    instruction: str | None = "auto"
     serving: Serving = field(default_factory=Serving)
     adapter: Path | None = None
     limit: int | None = None

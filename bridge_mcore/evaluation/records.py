@@ -17,6 +17,7 @@ from bridge_mcore.rewards.boxed import last_boxed
 from bridge_mcore.rewards.exact import clean
 from bridge_mcore.rewards.extract import final_answer
 from bridge_mcore.rewards.protocol import Attempt
+from bridge_mcore.rewards.thoughts import after_thought
 from bridge_mcore.rewards.verdict import Verdict
 
 #: Characters of a gold answer that are kept: the tests of a programming problem may have megabytes.
@@ -62,9 +63,10 @@ class Record:
 
 def record_of(name: str, problem: Problem, attempt: Attempt, verdict: Verdict) -> Record:
     """The record of one judged answer to a problem of the benchmark `name`."""
+    said = after_thought(attempt.response, attempt.thinking)
     return Record(
         set=name, id=problem.id, sample=attempt.sample, prompt=problem.prompt, gold=shown_gold(problem.answer),
-        response=attempt.response, answer=answer_of(problem, attempt.response), verdict=verdict.verdict,
+        response=attempt.response, answer=answer_of(problem, said), verdict=verdict.verdict,
         reason=verdict.reason, tokens=attempt.tokens or 0, finished=attempt.finished,
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from bridge_mcore.evaluation.metrics import (
     powers_of_two,
 )
 from bridge_mcore.evaluation.records import Record
+from bridge_mcore.rewards.verdict import says_no_answer
 
 AVERAGE = "average"
 
@@ -83,7 +84,7 @@ def failure_kind(record: Record) -> str | None:
         return f"undecided ({record.verdict})"
     if not record.finished:
         return "cut at the limit"
-    if record.reason.startswith(("no \\boxed", "an empty \\boxed", "no code block")):
+    if says_no_answer(record.reason):
         return "no answer"
     return "wrong answer"
 

@@ -6,15 +6,18 @@ import hashlib
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bridge_mcore.checkpoint.hf import check_checkpoint
 from bridge_mcore.config.json_file import read_json_object
+from bridge_mcore.data.contradictions import note_contradictions
+from bridge_mcore.data.notes import Notes, lines
 from bridge_mcore.data.problem import Problem
 from bridge_mcore.data.problems import load_problems
+from bridge_mcore.data.sources import pinned
 from bridge_mcore.data.stops import load_tokenizer, stop_token_ids
 from bridge_mcore.data.templates import PromptTemplate
 from bridge_mcore.errors import CheckpointError, ConfigError, DataError
@@ -25,6 +28,7 @@ from bridge_mcore.evaluation.records import Record, RecordFile, record_of
 from bridge_mcore.evaluation.suites import Benchmark, how_answered, place
 from bridge_mcore.model.families import find_family
 from bridge_mcore.monitoring.progress import say, track
+from bridge_mcore.rewards.mixed import Rewards
 from bridge_mcore.rewards.protocol import Attempt
 from bridge_mcore.rewards.thoughts import TAIL, opens_thought
 from bridge_mcore.rewards.verdict import Verdict
@@ -46,6 +50,7 @@ class Work:
     Attributes:
         prompts: token ids of each problem's prompt.
         params: how it is answered. max_new_tokens may be less than asked for, where the model's context is short.
+        revision: commit of the hub's set; None where it comes from elsewhere, or the hub did not say.
     """
 
     benchmark: Benchmark
@@ -53,6 +58,7 @@ class Work:
     prompts: list[list[int]]
     params: SamplingParams
     samples: int
+    revision: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """What answers depend on, and more of which would not change those that there are.
@@ -63,7 +69,7 @@ class Work:
         for name in ("stop_token_ids", "stop_texts"):  # of the model and of the template, which are compared
             params.pop(name)
         return {**params, "samples": self.samples, "problems": {p.id: p.reward for p in self.problems},
-                "tolerance": self.benchmark.tolerance}  # fmt: skip
+                "tolerance": self.benchmark.tolerance, "revision": self.revision}  # fmt: skip
 
 
 def prepare(options: EvaluationOptions, model: Path) -> tuple[list[Work], PromptTemplate]:
@@ -74,7 +80,7 @@ def prepare(options: EvaluationOptions, model: Path) -> tuple[list[Work], Prompt
     family, shape = find_family(model)
     check_checkpoint(model, family, shape)
     tokenizer = load_tokenizer(model, shape.vocab_size)
-    template = PromptTemplate(tokenizer, options.template, options.system_prompt)
+    template = PromptTemplate(tokenizer, options.template, options.system_prompt, options.instruction)
     stops = stop_token_ids(model, template)
     return [_work(b, options, template, stops, shape.max_positions) for b in options.suite.benchmarks], template
 
@@ -82,19 +88,25 @@ def prepare(options: EvaluationOptions, model: Path) -> tuple[list[Work], Prompt
 def _work(
     benchmark: Benchmark, options: EvaluationOptions, template: PromptTemplate, stops: tuple[int, ...], context: int
 ) -> Work:
-    source = place(benchmark, options.data_dir)
+    rows = Notes()
+    source, revision = pinned(place(benchmark, options.data_dir), rows)
     if options.limit is not None:
         limit = min(options.limit, source.limit or options.limit)
         source = source.model_copy(update={"limit": limit, "size": min(source.size, limit)})
-    loaded = load_problems(source, plugins=options.suite.plugins)
+    loaded = load_problems(source, plugins=options.suite.plugins, notes=rows, repeats="once")
     # Rows that differ in their trace alone are one problem.
     first: dict[str, Problem] = {}
     for problem in loaded:
-        first.setdefault(problem.id, problem)
+        if first.setdefault(problem.id, problem) is not problem:
+            rows.add("repeated", str(problem))
     problems = list(first.values())
-    if len(problems) < len(loaded):
-        say(f"· {benchmark.name}: {len(loaded) - len(problems)} rows repeat a problem, which is asked once")
+    template.notes = notes = Notes()
     prompts = [template.prompt(problem, context) for problem in problems]
+    notes["kept"] = len(prompts)
+    with closing(Rewards()) as rewards:
+        note_contradictions([(rows, problem) for problem in problems], [], rewards.judge)
+    for line in lines(benchmark.name, rows, {"prompts": notes}):
+        say(line)
 
     how = how_answered(benchmark, options.suite, options.answers)
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -115,7 +127,7 @@ def _work(
         seed=(options.seed << 32) ^ zlib.crc32(benchmark.name.encode()),
         stop_texts=template.stop_texts,
     )
-    return Work(benchmark, problems, prompts, params, how.samples)
+    return Work(benchmark, problems, prompts, params, how.samples, revision)
 
 
 def model_fingerprint(model: Path) -> str:
@@ -172,7 +184,7 @@ def _differences(old: dict[str, Any], found: dict[str, Any]) -> list[str]:
     for name in found["benchmarks"].keys() & old["benchmarks"].keys():
         a, b = old["benchmarks"][name], found["benchmarks"][name]
         faults += [f"{name}.{k}: {a.get(k)!r}, now {b[k]!r}" for k in b
-                   if k not in ("samples", "problems") and a.get(k) != b[k]]  # fmt: skip
+                   if k not in ("samples", "problems", "revision") and a.get(k) != b[k]]  # fmt: skip
         # More or fewer of the same problems: the shorter list begins the longer one.
         if any(one != other for one, other in zip(a["problems"].items(), b["problems"].items(), strict=False)):
             faults.append(f"{name}: other problems, or other rewards that judge them")
@@ -252,9 +264,7 @@ def judged(work: Work, rollouts: Sequence[Rollout], decode: Decode, judge: Judge
     rollouts = [cut_at_text(r, stops, decode) for r in rollouts]
     texts = [without_stop(decode(r.tokens), stops) for r in rollouts]
     attempts = [
-        Attempt(
-            p.answer, text, p.prompt, p.id, j, len(r.tokens), r.finished, opens_thought(decode(r.prompt[-TAIL:]))
-        )
+        Attempt(p.answer, text, p.prompt, p.id, j, len(r.tokens), r.finished, opens_thought(decode(r.prompt[-TAIL:])))
         for p, text, (_, j), r in zip(problems, texts, places, rollouts, strict=True)
     ]
     for problem, attempt, verdict in zip(problems, attempts, judge(problems, attempts), strict=True):

@@ -78,7 +78,7 @@ def hf_directory(subject: Subject, adapter: Path | None, dtype: torch.dtype | No
             model = convert.with_own_adapter(model)
     if adapter is not None:
         model = convert.with_adapter(model, adapter)
-    say(f"· writing {subject.label} as a merged HF checkpoint, for this evaluation")
+    say(f"· writing {subject.label} as a merged HF checkpoint, for this command")
     convert.to_hf(model, scratch, dtype, options)
     try:
         yield scratch

@@ -45,6 +45,8 @@ class Method(ABC):
     config: Config
     uses_adapter: bool = False
     uses_auxiliary: bool = False
+    #: λ weighs its objectives
+    uses_lam: bool = False
     lam: Value = field(init=False)
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from bridge_mcore.methods.base import RL, SFT, THETA, THETA_HAT, Method, Pass, W
 class Bridge(Method):
     uses_adapter: bool = True
     uses_auxiliary: bool = True
+    uses_lam: bool = True
 
     def passes(self, step: int) -> list[Pass]:
         lam = self.lam(step)

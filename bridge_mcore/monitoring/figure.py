@@ -9,6 +9,7 @@ from typing import Any
 
 from bridge_mcore.errors import ConfigError
 from bridge_mcore.monitoring.curves import smooth, wilson
+from bridge_mcore.monitoring.labels import run_labels
 from bridge_mcore.monitoring.runs import Run, load_run
 
 # Okabe and Ito's palette: told apart with any colour vision, in print and on a bad projector.
@@ -77,11 +78,13 @@ def _draw(runs: Sequence[Run]) -> Any:
     figure.subplots_adjust(left=_LEFT, right=_RIGHT, bottom=0.20 if legend else 0.135, top=0.76, wspace=0.17)
 
     single = len(runs) == 1
+    crowded = max((len(run.accuracies()[0]) for run in runs), default=0) > _MAX_LABELS
     for i, run in enumerate(runs):
         colours = _COLOURS[:3] if single else [_COLOURS[i % len(_COLOURS)]] * 3
         _curve(axes[0], *run.series("reward"), colours[0], faint=0.25 if single else 0.10)
         _curve(axes[1], *run.series("response_length"), colours[1], faint=0.25 if single else 0.10)
         _accuracy(axes[2], run, colours[2], single)
+        _bars(axes[2], run, colours[2], 0.02 * (i - (len(runs) - 1) / 2), single or not crowded)
 
     last = max([1, *(run.steps for run in runs), *(s for run in runs for s in run.accuracies()[0])])
     for axis, title in zip(axes, ("Reward", "Response length", "Accuracy"), strict=True):
@@ -111,21 +114,28 @@ def _curve(axis: Any, steps: list[int], values: list[float], colour: str, faint:
     axis.plot(steps, smooth(steps, values), color=colour, linewidth=2.8, solid_capstyle="round")
 
 
+def _bars(axis: Any, run: Run, colour: str, aside: float, every: bool) -> None:
+    """Intervals of a run's accuracies, `aside` (a share of its steps) of the points, so that runs hide no other's.
+
+    every: of all evaluations; else of the last alone, which is what runs are compared by.
+    """
+    found = [(s, a, *wilson(a, n)) for s, a, n in zip(*run.accuracies(), strict=True) if n]
+    if not found:
+        return
+    x, y, low, high = zip(*(found if every else found[-1:]), strict=True)
+    # Wilson's interval need not hold an accuracy of exactly 0 or 1 to the last bit.
+    below = [max(a - b, 0) for a, b in zip(y, low, strict=True)]
+    above = [max(b - a, 0) for a, b in zip(y, high, strict=True)]
+    shifted = [step + aside * x[-1] for step in x]
+    look: Any = {"fmt": "none", "ecolor": colour, "alpha": 0.55, "elinewidth": 1.6, "capsize": 4, "zorder": 2}
+    axis.errorbar(shifted, y, yerr=[below, above], **look)
+
+
 def _accuracy(axis: Any, run: Run, colour: str, single: bool) -> None:
     steps, accuracies, problems = run.accuracies()
     if not steps:
         return
     axis.plot(steps, accuracies, color=colour, linewidth=2.2, zorder=3)
-    if single:  # the intervals of several runs would hide each other
-        known = [(s, a, *wilson(a, n)) for s, a, n in zip(steps, accuracies, problems, strict=True) if n]
-        if known:
-            x, y, low, high = zip(*known, strict=True)
-            # Wilson's interval need not hold an accuracy of exactly 0 or 1 to the last bit.
-            below = [max(a - b, 0) for a, b in zip(y, low, strict=True)]
-            above = [max(b - a, 0) for a, b in zip(y, high, strict=True)]
-            axis.errorbar(
-                x, y, yerr=[below, above], fmt="none", ecolor=colour, alpha=0.55, elinewidth=1.6, capsize=4, zorder=2
-            )
     dot = {"markersize": 8, "markeredgecolor": "white", "markeredgewidth": 1.4}
     axis.plot(steps, accuracies, "o", color=colour, zorder=4, **dot)
     if single:
@@ -164,7 +174,7 @@ def _accuracy_limits(axis: Any, runs: Sequence[Run]) -> None:
     lows, highs = [], []
     for run in runs:
         for _, accuracy, n in zip(*run.accuracies(), strict=True):
-            low, high = wilson(accuracy, n) if n and len(runs) == 1 else (accuracy, accuracy)
+            low, high = wilson(accuracy, n) if n else (accuracy, accuracy)
             lows.append(min(low, accuracy))
             highs.append(max(high, accuracy))
     if not lows:
@@ -184,7 +194,7 @@ def _subtitles(axes: Any, runs: Sequence[Run]) -> None:
     numbers = {n for run in runs for n in run.accuracies()[2]}
     known = numbers.pop() if len(numbers) == 1 else None
     held_out = f"{known:,} held-out problems" if known else "held-out problems"
-    if known and len(runs) == 1:
+    if any(n for run in runs for n in run.accuracies()[2]):
         held_out += ", 95% interval"
     texts = ("step means (dots), smoothed (line)", "tokens; step means (dots), smoothed (line)", held_out)
     for axis, text in zip(axes, texts, strict=True):
@@ -218,9 +228,10 @@ def describe(run: Run) -> str:
     parts = []
     if run.total_steps and run.steps < run.total_steps:
         parts.append(f"unfinished: step {run.steps} of {run.total_steps}")
-    lams = run.series("lam")[1]
-    if lams:
+    if lams := run.lams:
         parts.append(f"λ {lams[0]:.2g}" + (f" → {lams[-1]:.2g}" if abs(lams[-1] - lams[0]) > 1e-9 else ""))
+    if run.sft_steps:
+        parts.append(f"SFT to step {run.sft_steps}, then RL")
     if run.setting("method.name") == "bridge" and run.setting("adapter.rank"):
         parts.append(f"LoRA rank {run.setting('adapter.rank')}")
     if run.setting("run.seed") is not None:
@@ -228,18 +239,13 @@ def describe(run: Run) -> str:
     return "   ".join(parts)
 
 
-def run_labels(runs: Sequence[Run]) -> list[str]:
-    """Short names that tell runs apart: the directory's own name, or its path where two have the same."""
-    names = [run.name for run in runs]
-    labels = [name if names.count(name) == 1 else str(run.directory) for name, run in zip(names, runs, strict=True)]
-    return [f"{label} ({run.method})" if run.method else label for label, run in zip(labels, runs, strict=True)]
-
-
 def _legend(figure: Any, runs: Sequence[Run]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=_COLOURS[i % len(_COLOURS)], linewidth=3) for i in range(len(runs))]
-    figure.legend(handles, run_labels(runs), loc="lower center", ncols=min(len(runs), 4), frameon=False, fontsize=12)
+    stages = [f", RL from step {run.sft_steps + 1}" if run.sft_steps else "" for run in runs]
+    labels = [label + stage for label, stage in zip(run_labels(runs), stages, strict=True)]
+    figure.legend(handles, labels, loc="lower center", ncols=min(len(runs), 4), frameon=False, fontsize=12)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -18,6 +18,7 @@ _SETTINGS: dict[str, tuple[type, ...]] = {
     "model.generated": (dict,),
     "training.steps": (int,),
     "adapter.rank": (int,),
+    "method.sft_steps": (int,),
     "run.seed": (int,),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge_mcore.monitoring.curves import wilson
-from bridge_mcore.monitoring.figure import draw_figure, draw_runs, run_labels
+from bridge_mcore.monitoring.figure import draw_figure, draw_runs
+from bridge_mcore.monitoring.labels import model_labels, run_labels
 from bridge_mcore.monitoring.runs import Run, facts, load_run
 from bridge_mcore.monitoring.text import compact, duration, percent, signed, sparkline, visible
 
@@ -26,6 +27,14 @@ _PATHS = (
 )
 
 _CAPTION = "[a, b]: 95% interval; reward, length and gain: means of up to 10 steps at the ends"
+_DIFFERENCE = (
+    "difference: of accuracy after, paired by problem [95% interval]; p: that chance alone makes it as large, adjusted "
+    "for the number of runs"
+)
+_GAIN = (
+    "gain: J_RL(θ, w) - J_RL(θ̂, w), in units of the advantages; above 0 is good: having learnt from traces too, θ "
+    "finds rewarded answers likelier than θ̂"
+)
 
 #: Curves of the text report: metric, label, how its ends are written.
 _CURVES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -50,22 +59,30 @@ def summary_table(run_dirs: Path | Sequence[Path]) -> Table:
     return runs_table(read_runs(run_dirs))
 
 
-def runs_table(runs: Sequence[Run]) -> Table:
-    """As :func:`summary_table`, of runs that are already read."""
-    table = Table(show_header=len(runs) > 1, header_style="bold", border_style="dim", caption=Text(_CAPTION, "dim"))
+def runs_table(runs: Sequence[Run], differences: Sequence[str] = ()) -> Table:
+    """As :func:`summary_table`, of runs that are already read. differences: of each run's accuracy from the first's."""
+    rows = summary_rows(runs, differences)
+    labels = [label for label, _ in rows]
+    explained = [(_DIFFERENCE, any(differences)), (_GAIN, "gain" in labels)]
+    caption = "\n".join([_CAPTION, *(text for text, there in explained if there)])
+    table = Table(show_header=len(runs) > 1, header_style="bold", border_style="dim", caption=Text(caption, "dim"))
     table.caption_justify = "left"
     table.add_column("", style="dim", no_wrap=True)
     for label in run_labels(runs):
         table.add_column(Text(visible(label)), overflow="fold")
-    for label, cells in summary_rows(runs):
+    for label, cells in rows:
         style = "bold" if label.startswith("accuracy") else ""
         table.add_row(Text(visible(label)), *(Text(visible(cell), style=style) for cell in cells))
     return table
 
 
-def summary_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def summary_rows(runs: Sequence[Run], differences: Sequence[str] = ()) -> list[tuple[str, list[str]]]:
     """Label and one cell a run; rows that no run has anything for are left out."""
-    columns = [_cells(run) for run in runs]
+    to_first = f"difference to {runs[0].name}"
+    columns = [
+        _cells(run, model, {to_first: difference} if differences else {})
+        for run, model, difference in zip(runs, model_labels(runs), differences or [""] * len(runs), strict=True)
+    ]
     if len(runs) == 1:
         columns[0] |= {label: str(runs[0].directory / name) for label, name in _paths(runs[0])}
     else:
@@ -75,10 +92,10 @@ def summary_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     return [(label, cells) for label, cells in rows if any(cells)]
 
 
-def markdown_table(runs: Sequence[Run]) -> str:
+def markdown_table(runs: Sequence[Run], differences: Sequence[str] = ()) -> str:
     """The table for an issue, a pull request or a paper's notes."""
     head = ["", *run_labels(runs)]
-    lines = [head, ["---"] * len(head), *([label, *cells] for label, cells in summary_rows(runs))]
+    lines = [head, ["---"] * len(head), *([label, *cells] for label, cells in summary_rows(runs, differences))]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
@@ -95,27 +112,32 @@ def run_text(run: Run) -> Text:
     return text
 
 
-def _cells(run: Run) -> dict[str, str]:
+def _cells(run: Run, model: str, differences: Mapping[str, str]) -> dict[str, str]:
     fact = facts(run)
+    sft = fact["sft_steps"]
+    rolled_out = f"  (RL, from step {sft + 1})" if sft else ""
 
     def show(key: str, form: Callable[[Any], str]) -> str:
         return form(fact[key]) if fact[key] is not None else ""
 
     def course(key: str, form: str) -> str:
         first, last = fact[key + "_first"], fact[key + "_last"]
-        return f"{first:{form}} → {last:{form}}" if last is not None else ""
+        return f"{first:{form}} → {last:{form}}{rolled_out}" if last is not None else ""
 
     total = f" of {run.total_steps}" if run.total_steps else ""
     unfinished = "" if run.finished else "  (unfinished)"
     trouble = [f"{n} {what}" for n, what in _failures(fact) if n]
     cells = {
-        "method": run.method + (f", λ {fact['lam_last']:.2g}" if fact["lam_last"] is not None else ""),
-        "model": run.model,
+        "method": run.method
+        + (f", λ {fact['lam_last']:.2g}" if fact["lam_last"] is not None else "")
+        + (f": SFT to step {sft}, then RL" if sft else ""),
+        "model": model,
         "steps": f"{run.steps}{total}{unfinished}",
         "held-out problems": show("problems", "{:,}".format),
         "accuracy before": show("accuracy_before", lambda a: _accuracy(a, fact["problems"])),
         "accuracy after": _after(fact),
         "change": show("accuracy_change", lambda change: f"{100 * change:+.1f} points"),
+        **differences,
         "accuracy best": show("accuracy_best", lambda a: f"{percent(a)} at step {fact['accuracy_best_step']}"),
         "reward": course("reward", ".3f"),
         "response length": course("response_length", ".1f"),
@@ -170,7 +192,7 @@ def _time_lines(run: Run) -> list[tuple[str, str, str]]:
 def _curve_lines(run: Run) -> list[tuple[str, str, str]]:
     lines = []
     for key, label, form in _CURVES:
-        values = run.series(key)[1]
+        values = run.lams if key == "lam" else run.series(key)[1]
         if len(set(values)) > 1:  # a constant λ is in the table
             lines.append((label, sparkline(values, 40), f" {form(values[0])} → {form(values[-1])}"))
     accuracies = run.accuracies()[1]

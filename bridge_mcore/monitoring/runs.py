@@ -23,6 +23,11 @@ from bridge_mcore.monitoring.text import number
 
 METHOD_NAMES = {"bridge": "BRIDGE", "rl_zero": "RL-zero", "sft": "SFT", "cold_start": "cold start"}
 
+#: Methods whose objective has a λ; a run of an unknown one shows what its metrics hold.
+_WITHOUT_LAMBDA = ("rl_zero", "sft", "cold_start")
+#: Directories of a run that hold models: the run's name says more than theirs.
+_OF_RUNS = ("export", "base", "export_peft")
+
 #: Phases of a step, as metrics name them and as people do; `seconds_step` covers them all.
 PHASES = {
     "seconds_sync": "weight sync",
@@ -59,11 +64,32 @@ class Run:
         if path := self.setting("model.path"):
             parts = Path(path).parts
             hub = [part for part in parts if part.startswith("models--")]
-            return "/".join(hub[-1].split("--")[1:]) if hub else parts[-1]
+            if hub:
+                return "/".join(hub[-1].split("--")[1:])
+            first = next((i for i, part in enumerate(parts) if i and part in _OF_RUNS), len(parts))
+            return "/".join(parts[min(first, len(parts)) - 1 :])
         if made := self.setting("model.generated"):
             kind = str(made.get("architecture", "model")).capitalize()
             return f"small {kind} ({made.get('layers')} layers, width {made.get('hidden_size')})"
         return ""
+
+    @property
+    def lams(self) -> list[float]:
+        """λ of each step; nothing for a method that has none, whatever its metrics hold."""
+        return [] if self.setting("method.name") in _WITHOUT_LAMBDA else self.series("lam")[1]
+
+    @property
+    def sft_steps(self) -> int | None:
+        """The last step of cold start's first stage; None of another method."""
+        if self.setting("method.name") != "cold_start" or not self.total_steps:
+            return None
+        return self.setting("method.sft_steps") or max(self.total_steps // 2, 1)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a finished run found to keep it from learning."""
+        said = self.summary.get("remarks") if self.finished else None
+        return [text for text in said if isinstance(text, str)] if isinstance(said, list) else []
 
     @property
     def steps(self) -> int:
@@ -154,7 +180,7 @@ def facts(run: Run) -> dict[str, Any]:
     best = max(range(len(steps)), key=lambda i: accuracies[i], default=None)
     lines = [line.get("sets") or {} for line in run.evaluations]  # not every set is in every evaluation
     reward, length = ends(run.series("reward")[1]), ends(run.series("response_length")[1])
-    speed, lam = run.series("tokens_per_second")[1], run.series("lam")[1]
+    speed, lam = run.series("tokens_per_second")[1], run.lams
     before, after = number(before), number(after)
     memory = run.series("memory_gib")[1]
     phases = {name: run.total(key) for key, name in PHASES.items() if run.series(key)[1]}
@@ -183,10 +209,12 @@ def facts(run: Run) -> dict[str, Any]:
         "response_length_last": length[1],
         "gain_last": ends(run.series("gain")[1])[1],
         "lam_last": lam[-1] if lam else None,
+        "sft_steps": run.sft_steps,
         "tokens_per_second": sum(speed) / len(speed) if speed else None,
         "seconds": number(summary.get("seconds")) or measured or None,
         "seconds_per_phase": phases,
         "memory_gib": max(memory) if memory else None,
         "verifier_timeouts": int(run.total("verifier_timeouts")),
         "verifier_errors": int(run.total("verifier_errors")),
+        "remarks": run.remarks,
     }

@@ -9,7 +9,7 @@ import re
 
 from bridge_mcore.rewards.exact import canonical
 from bridge_mcore.rewards.formula import read_formula
-from bridge_mcore.rewards.pieces import REALS, complement, intersection, joined, point
+from bridge_mcore.rewards.pieces import REALS, complement, intersection, joined, overlap, point
 from bridge_mcore.rewards.primes import TooHard
 from bridge_mcore.rewards.ratios import read_time
 from bridge_mcore.rewards.structure import Answer, Piece, flat, plain_words, spans, split
@@ -33,7 +33,7 @@ _NUMERAL = re.compile(
 _BASE_NAMES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 _BASES = {name: str(base) for base, name in enumerate(_BASE_NAMES.split(), 2)}
 _CHOICE = re.compile(r"\(?(?P<letter>[A-J])(?P<end>\)?[.:)]?)(?P<content>.*)", re.DOTALL)
-_OTHER_CHOICE = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])|\b(?:or|and|not)\b")
+_OTHER_CHOICE = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])|\b(?:or|and|not|for|if|when|unless|but|maybe)\b")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z .'-]*")
 _REALS = {r"\mathbb{R}", r"\mathbbR", r"\R", "all real numbers", "all reals", "all real x", "real numbers"}
 _SOME_REALS = re.compile(
@@ -187,6 +187,8 @@ def _conditions(text: str, items: tuple[Answer, ...], separators: set[str]) -> A
     label = labels.pop()
     every = tuple(piece for item in items for piece in item.pieces)
     if separators <= {"or", r"\lor", r"\vee"}:
+        if overlap(every):
+            raise Unreadable
         return Answer("region", text, pieces=every, label=label)
     if not label or separators & {"or", r"\lor", r"\vee"}:
         return None
@@ -254,7 +256,8 @@ def as_region(answer: Answer) -> Answer:
 _NO_NAMES = "frac|sqrt|pi|infty|text|pm|mp|log|ln|sin|cos|tan|binom"
 _MARKED = "mathbf|boldsymbol|bm|mathcal|mathbb|mathfrak|vec|overrightarrow|hat|widehat|bar|tilde|dot|ddot"
 _NAME = re.compile(
-    rf"(?:\\overline\{{[A-Z ]+\}}|\\(?:{_MARKED})\{{(?:\\(?:{_MARKED})\{{[A-Za-z ]+\}}|\\?[A-Za-z ]+)\}}|\\(?!{_NO_NAMES})[A-Za-z]+(?![A-Za-z])|[A-Za-z]|_(?:\{{[^{{}}]*\}}|\w)|'"
+    rf"(?:\\overline\{{[A-Z ]+\}}|\\(?:{_MARKED})\{{(?:\\(?:{_MARKED})\{{[A-Za-z ]+\}}|\\?[A-Za-z ]+)\}}"
+    rf"|\\(?!{_NO_NAMES})[A-Za-z]+(?![A-Za-z])|[A-Za-z]|_(?:\{{[^{{}}]*\}}|\w)|'"
     r"|\^\{?\\prime\}?"
     r"|\((?:[A-Za-z](?:,[A-Za-z])*|-?\d+)\)|\\text\{[^{}]*\}| )+"
 )

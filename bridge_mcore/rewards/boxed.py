@@ -36,8 +36,9 @@ def last_boxed(text: str) -> str | None:
 
     "Last" is the one that *starts* last, so that of ``\boxed{x = \boxed{5}}`` it is ``5``. White space may stand
     between ``\boxed`` and its brace; ``\boxed 5`` (no brace) is no box, and ``\fbox{5}`` one only where there is no
-    ``\boxed{`` at all. Escaped braces do not count. An unclosed box is passed over, also when it comes after a balanced one: a response cut off in the middle
-    of ``... \boxed{5} ... \boxed{6`` has given one whole answer, 5, and an unknown beginning of another. The content
+    ``\boxed{`` at all. Escaped braces do not count. An unclosed box is passed over, also when it comes after a balanced
+    one: a response cut off in the middle of ``... \boxed{5} ... \boxed{6`` has given one whole answer, 5, and an
+    unknown beginning of another. The content
     is stripped and may be empty.
     """
     text = _with_frames(text)
@@ -61,7 +62,9 @@ def answer_boxes(text: str) -> list[str]:
 
 def _with_frames(text: str) -> str:
     r"""``text`` with ``\fbox`` as ``\boxed``, where it has no ``\boxed{`` of its own."""
-    return _FRAME.sub(r"\\boxed{", text) if "\\f" in text and _FRAME.search(text) and not _OPENING.search(text) else text
+    return (
+        _FRAME.sub(r"\\boxed{", text) if "\\f" in text and _FRAME.search(text) and not _OPENING.search(text) else text
+    )
 
 
 def _last_boxes(text: str) -> list[_Box]:

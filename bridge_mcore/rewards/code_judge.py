@@ -236,7 +236,8 @@ def _check(box: Box, tests: Tests, program: str, settings: SandboxSettings) -> d
         return {"verdict": "correct", "reason": "all checks"}
     if result and result.get("test"):
         return {"verdict": "error", "reason": f"the gold cannot be used: {result['why']}"}
-    if reply["status"] == "wall" and result is None:
+    # Who is ended by the clock may be seen to end by the checking process, which then says so before it is ended too.
+    if reply["status"] == "wall" and (result is None or result["why"] == "the program ended"):
         return clock.timeout(f"the check took longer than {reply['seconds']:.0f} s")
     trouble = _trouble(reply, settings, limits["cpu"])
     why = result["why"] if result else f"the check did not end {reply['checker'][:100]}".rstrip()

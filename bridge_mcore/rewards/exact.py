@@ -13,7 +13,16 @@ from bridge_mcore.rewards.unicode import to_latex
 MAX_NUMERAL = 1000
 
 #: Also those of Markdown: bold, italics, code.
-_WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"), ("*", "*"), ("`", "`"))
+_WRAPPERS = (
+    ("$$", "$$"),
+    ("$", "$"),
+    (r"\(", r"\)"),
+    (r"\[", r"\]"),
+    ("**", "**"),
+    ("__", "__"),
+    ("*", "*"),
+    ("`", "`"),
+)
 
 
 def clean(text: str) -> str:
@@ -44,6 +53,7 @@ def _unwrap(text: str, left: str, right: str) -> str:
 
 
 _TEXT_ONLY = re.compile(r"\\text\{([^{}]*)\}[,.]?")
+_TEXT_IN_TEXT = re.compile(r"\\text\{\\text\{([^{}]*)\}\}")
 #: What may be part of every spelling; without one of these characters nothing below applies but the spaces.
 _COMMANDS = re.compile(r"[\\${}=<>!~^(\[\]]")
 _SPELLING = [
@@ -51,7 +61,10 @@ _SPELLING = [
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|textup|mathrm|mbox|operatorname|rm)\s*\{"), r"\\text{"),
-    (re.compile(r"\\text\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|sec|csc|ln|log|lg|exp)\s*\}"), r"\\\1 "),
+    (
+        re.compile(r"\\text\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|sec|csc|ln|log|lg|exp)\s*\}"),
+        r"\\\1 ",
+    ),
     (re.compile(r"\\text\{\s*([ei])\s*\}"), r"\1"),
     (re.compile(r"(?<!\\)\\!\s*"), ""),
     (re.compile(r"(?<=\d)\\,(?=\d{3})"), ","),
@@ -88,6 +101,8 @@ def canonical(text: str) -> str:
         text = plain_latex(text)
         for pattern, replacement in _SPELLING[1:5]:
             text = pattern.sub(replacement, text)
+        if r"\text{\text" in text:
+            text = _TEXT_IN_TEXT.sub(r"\\text{\1}", text)
         if whole := _TEXT_ONLY.fullmatch(text):
             text = clean(whole[1])
         for pattern, replacement in _SPELLING[5:]:

@@ -110,6 +110,8 @@ class _Reader(Tokens):
         if not token or token in ("+", "-", ")", "]", "}", "|", "^", "_", "!", "**"):
             return False
         if token[0].isdigit() or token[0] == ".":
+            if self.text[: self.at].rstrip().endswith(")"):
+                return True  # `(n-2)2^n`
             raise Unreadable  # `2 3`, `x2`
         return token not in (r"\rvert", r"\rfloor", r"\rceil")
 
@@ -211,15 +213,21 @@ class _Reader(Tokens):
         self.take(CLOSING.get(token, token))
         return rounded(self.do, ROUNDED[token], inside)
 
+    def subscript(self) -> str:
+        """``_1`` and ``_{\\text{red}}`` as a part of a name, "" where there is none."""
+        if self.peek() != "_":
+            return ""
+        self.take()
+        found = SUBSCRIPT.match(self.text, self.at)
+        if found is None:
+            raise Unreadable
+        self.at = found.end()
+        return "_" + (found["text"] or found["braced"] or found["one"]).removeprefix("\\")
+
     def variable(self) -> Quotient:
         name = self.take().removeprefix("\\")
-        if self.peek() == "_":
-            self.take()
-            found = SUBSCRIPT.match(self.text, self.at)
-            if found is None:
-                raise Unreadable
-            self.at = found.end()
-            name += "_" + (found["text"] or found["braced"] or found["one"]).removeprefix("\\")
+        if lowered := self.subscript():
+            name += lowered
         elif name in ("i", "e"):
             return atom(f"c:{name}")
         if primes := PRIMES.match(self.text, self.at):
@@ -256,7 +264,7 @@ class _Reader(Tokens):
         self.at = found.end()
         letter = found[1] or found[2]
         # i, j and k with any mark are the unit vectors
-        name = f"unit {letter[-1]}" if letter in ("i", "j", "k") else f"{ACCENTS[name]} {letter}"
+        name = f"unit {letter}" if letter in ("i", "j", "k") else f"{ACCENTS[name]} {letter}{self.subscript()}"
         if ARGUMENT.match(self.text, self.at):
             return self.do.function(f"{name}()", self.group("("))
         return atom(f"v:{name}")
@@ -312,8 +320,8 @@ class _Reader(Tokens):
             if self.angle and (found := CIRC.match(self.text, self.at)):
                 self.at = found.end()
                 value = self.do.multiply(value, _RADIANS)  # \sin(60)^\circ
-            if self.peek() in ("^", "**", "!"):
-                raise Foreign  # \sin(x)^2
+            if self.peek() == "!" or (token == "{" and self.peek() in ("^", "**")):
+                raise Foreign  # \sin{x}^2; of \sin(x)^2 the whole is squared
         else:
             value = self.factor()
             while (token := self.peek()) and token[0] not in "(|/*" and token != r"\cdot" and self.begins_factor(token):

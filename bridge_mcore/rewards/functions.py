@@ -104,10 +104,10 @@ def root(do: Arithmetic, inside: Quotient, degree: Quotient) -> Quotient:
         if order > 0 and order % 2:
             return do.multiply(rational(-1), positive)
         raise TooHard
-    if value is None and order is not None and order.denominator == 1 and order > 1 and order % 2:
-        if _is_negative(do, inside):
-            negative = do.multiply(rational(-1), inside)
-            return do.multiply(rational(-1), do.power(negative, rational(1 / order)))
+    odd = order is not None and order.denominator == 1 and order > 1 and order % 2
+    if value is None and odd and _is_negative(do, inside):
+        inside = do.multiply(rational(-1), inside)
+        return do.multiply(rational(-1), do.power(inside, do.divide(rational(1), degree)))
     return do.power(inside, do.divide(rational(1), degree))
 
 

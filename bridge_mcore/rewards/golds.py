@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
-from bridge_mcore.data.problem import Problem
+from bridge_mcore.data.problem import ANY_OF, Problem
 from bridge_mcore.errors import DataError
 
 #: Characters of a gold beyond which it is not read twice: tests may have megabytes, and our reader made them.
@@ -15,6 +16,8 @@ def gold_problem(reward: str, gold: str) -> str | None:
     """Why a reward cannot read a gold answer; None where it can, and where only judging would tell (plugins)."""
     if len(gold) > _LONG:
         return None
+    if ANY_OF in gold:  # any one of them is right
+        return next((why for one in gold.split(ANY_OF) if (why := gold_problem(reward, one))), None)
     # Imported when wanted, as rewards are: a run with math alone needs no sandbox.
     if reward == "math":
         from bridge_mcore.rewards.math import gold_text
@@ -42,14 +45,43 @@ def gold_problem(reward: str, gold: str) -> str | None:
     return None
 
 
+def text_golds(problems: Iterable[Problem]) -> list[str]:
+    """A remark on every source some of whose golds the reward `math` can only compare as text.
+
+    For the beginning of a run and for a preview. Problems of several traces count once.
+    """
+    from bridge_mcore.rewards.math import gold_text
+    from bridge_mcore.rewards.readable import is_only_text
+
+    counts: Counter[str] = Counter()
+    found: dict[str, list[str]] = {}
+    for problem in {problem.id: problem for problem in problems if problem.reward == "math"}.values():
+        counts[problem.source] += 1
+        gold = gold_text(problem.answer)
+        if gold and is_only_text(gold):
+            found.setdefault(problem.source, []).append(gold)
+    return [
+        f"· {len(golds)} of {counts[source]} golds of {source} can only be compared as text: no other spelling of them "
+        f"is ever right; the first: {shortened(golds[0], 60)!r}"
+        for source, golds in found.items()
+    ]
+
+
+def shortened(text: str, most: int) -> str:
+    """At most so many characters of a text."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def check_golds(problems: Iterable[Problem]) -> list[str]:
-    """A remark on every source some of whose golds its reward cannot read; their answers will be undecided.
+    """A remark on every source some of whose golds its reward cannot read (their answers will be undecided), and on
+    every one some of whose golds can only be compared as text.
 
     Raises DataError for a source none of whose golds can be read.
     """
     counts: dict[tuple[str, str], int] = {}
     unread: dict[tuple[str, str], list[str]] = {}
-    for problem in {problem.id: problem for problem in problems}.values():
+    problems = list({problem.id: problem for problem in problems}.values())
+    for problem in problems:
         place = problem.source, problem.reward
         counts[place] = counts.get(place, 0) + 1
         if why := gold_problem(problem.reward, problem.answer):
@@ -65,4 +97,4 @@ def check_golds(problems: Iterable[Problem]) -> list[str]:
                 f"{text}. Choose the reward that they are for (`reward` of the data source, or reward.verifier)"
             )
         remarks.append(f"· {text}")
-    return remarks
+    return remarks + text_golds(problems)

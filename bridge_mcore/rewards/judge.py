@@ -79,9 +79,9 @@ class Judge:
         """Rollouts as rewards see them."""
         numbers = [0] * len(rollouts) if samples is None else samples
         return [
-            Attempt(
-                p.answer, self.read(r), p.prompt, p.id, j, len(r.tokens), r.finished,
-                opens_thought(self.decode(r.prompt[-TAIL:])),
-            )  # fmt: skip
+            Attempt(p.answer, self.read(r), p.prompt, p.id, j, len(r.tokens), r.finished, self._opens_thought(r))
             for p, r, j in zip(problems, rollouts, numbers, strict=True)
         ]
+
+    def _opens_thought(self, rollout: Rollout) -> bool:
+        return opens_thought(self.decode(rollout.prompt[-TAIL:]))

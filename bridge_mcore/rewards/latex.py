@@ -34,13 +34,14 @@ _RARE = re.compile(
     rf"\\(?:{_NOTHING}|{_SPACE_NAMES}|{_DRESS}|mathbf|boldsymbol|bm|pmb|[hv]?phantom|[hv]space|[hm]?skip|m?kern|mskip"
     r"|textcolor|color|colorbox|fcolorbox|over|choose|textsf|texttt|textsc|textsl|textmd|emph|hbox|middle|m(?:left|right)"
     r"|nicefrac|sfrac|flatfrac|degrees?|textdegree|ang|leqq|geqq|lbrack|rbrack|dot|bar|overset|overline|label"
-    r"|[pbBvV]?matrix|begin|hline|cr|bmod|coloneqq|vcentcolon|equiv|mapsto|[ij]math|hat|vec|widehat)(?![A-Za-z])"
-    r"|\\\\\s*\Z|\A\s*\\\\|\A\s*<|:=|\^\s*\{?\s*(?:\\text\{)?o|\.\d*\(\d|\{:\}|[\]\[]"
+    r"|[pbBvV]?matrix|begin|hline|cr|bmod|coloneqq|vcentcolon|equiv|rm|bf|it|sf|tt|mapsto|[ij]math|hat|vec|widehat)(?![A-Za-z])"
+    r"|\\\\\s*\Z|\A\s*\\\\|\A\s*<|:=|\b(?:np|numpy|math)\.|\^\s*\{?\s*(?:\\text\{)?o|\.\d*\(\d|\{:\}|[\]\[]"
 )
 _RULES: list[_Rule] = [
     (re.compile(r"\\label\s*\{[^{}]*\}|\\hline(?![A-Za-z])"), ""),
     # A hidden number would be a second answer; anything else that is hidden only makes room.
-    (re.compile(r"\\[hv]?phantom\s*\{[^{}1-9]*\}"), ""),
+    (re.compile(r"\\[hv]?phantom\s*(?:\{[^{}1-9]*\}|-)"), ""),
+    (re.compile(r"\b(?:np|numpy|math)\.(?=[a-z])"), ""),
     (re.compile(r"\\[hv]space\*?\s*\{[^{}]*\}|\\(?:hskip|mskip|m?kern)\s*" + _LENGTH), " "),
     (re.compile(r"\\(?:textcolor|colorbox)\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}|\\fcolorbox\s*\{[^{}]*\}\s*\{[^{}]*\}"), ""),
     (re.compile(r"\\color\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}"), ""),
@@ -53,6 +54,8 @@ _RULES: list[_Rule] = [
     (re.compile(r"\\lbrack(?![A-Za-z])"), "["),
     (re.compile(r"\\rbrack(?![A-Za-z])"), "]"),
     (re.compile(r"\{:\}"), ":"),
+    (re.compile(r"\{\s*\\(?:rm|bf|it|sf|tt)\s+([A-Za-z. ]+)\}"), r"\\text{\1}"),
+    (re.compile(r"\\(?:rm|bf|it|sf|tt)(?![A-Za-z{])\s*(?!\{)"), ""),
     (re.compile(r"\A\s*<([^<>=]+,[^<>=]+)>\s*\Z"), r"\\langle \1\\rangle"),
     (re.compile(r"\\([ij])math(?![A-Za-z])"), r"\1"),
     (re.compile(r"\\(?:mathbf|boldsymbol|bm|hat|vec|widehat)\s*\{\s*\\(?:mathbf|boldsymbol|bm|hat|vec|widehat)\s*\{?\s*([ijk])"
@@ -84,8 +87,12 @@ _FENCES = {"()": "p", "[]": "b", r"\{\}": "B", "||": "v"}
 _IDENTITY = re.compile(r"(?<=\))\s*\\equiv(?![A-Za-z])")
 
 _DOT = r"(?:\\dot\s*(?:\{\s*(?:\d)\s*\}|\d)|\\overset\s*\{\s*\.\s*\}\s*\{\s*\d\s*\})"
-_DOTTED = re.compile(rf"(?P<front>\d*\.\d*)(?P<first>{_DOT})(?:(?P<between>(?:\d|{_DOT})*)(?P<last>{_DOT}))?")
-_BAR = re.compile(r"(?P<front>\d*\.\d*)\s*\{?\s*\\(?:overline|bar|widebar)\s*(?:\{\s*(?P<group>\d+)\s*\}|(?P<one>\d))")
+_FRONT = r"(?<![\d.])(?P<front>\d*\.\d*)"  # each numeral is tried once, from its beginning
+_DOTTED = re.compile(rf"{_FRONT}(?P<first>{_DOT})(?:(?P<between>(?:\d|{_DOT})*)(?P<last>{_DOT}))?")
+_BAR = re.compile(
+    rf"{_FRONT}\s*(?P<brace>\{{\s*)?\\(?:overline|bar|widebar)\s*"
+    r"(?:\{\s*(?P<group>\d+)\s*\}|(?P<one>\d))(?(brace)\s*\})"
+)
 _ROUND = re.compile(r"(?<![\w.)}])(?P<front>\d*\.\d*)\((?P<period>\d+)\)(?=\s*(?:[,;)}\]%]|\\%|\\text|\\\}|\Z))")
 
 #: Intervals as they are written in French: an end that is left out has its bracket turned outwards.
@@ -93,6 +100,9 @@ _OUTWARD = re.compile(
     r"(?P<open>[\[\]])\s*(?P<low>[^\[\],;]+?)\s*(?P<comma>[,;])\s*(?P<high>[^\[\],;]+?)\s*(?P<close>[\[\]])"
     r"(?=\s*(?:\Z|[,;)}]|\\(?:cup|cap|setminus|text|\})|and|or))"
 )
+
+_BEFORE_INTERVAL = re.compile(r"(?:\A|\\(?:cup|cap|in|notin|setminus)|[=,;({|:]|\b(?:and|or)\b|\})\s*\Z")
+_BETWEEN_INTERVALS = re.compile(r"\\(?:cup|cap|setminus)|[=<>]")
 
 
 def plain_latex(text: str) -> str:
@@ -143,7 +153,9 @@ def _period(found: re.Match[str]) -> str:
 
 
 def _interval(found: re.Match[str]) -> str:
-    if (found["open"], found["close"]) == ("[", "]"):
+    ends = found["low"] + found["high"]
+    is_whole = _BEFORE_INTERVAL.search(found.string[: found.start()]) and not _BETWEEN_INTERVALS.search(ends)
+    if (found["open"], found["close"]) == ("[", "]") or not is_whole or ends.count("(") != ends.count(")"):
         return found[0]
     opening, closing = ("[" if found["open"] == "[" else "("), ("]" if found["close"] == "]" else ")")
     return f"{opening}{found['low']}{found['comma']}{found['high']}{closing}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from bridge_mcore.config.rewards import PLUGIN, Unfinished, plugins_among, reward_problem, unnamed_plugin
 from bridge_mcore.config.rewards import Reward as RewardSection
 from bridge_mcore.errors import ConfigError
+from bridge_mcore.rewards.any_of import AnyOfReward
 from bridge_mcore.rewards.noise import NoisyReward
 from bridge_mcore.rewards.protocol import Attempt, Reward
 from bridge_mcore.rewards.sandbox import SandboxSettings
@@ -176,7 +177,9 @@ class Rewards:
     def _reward(self, name: str) -> Reward:
         with self._lock:
             if name not in self._rewards:
-                reward: Reward = build_reward(name, self.settings)
+                reward = build_reward(name, self.settings)
+                if name not in ("code", "gym"):  # whose golds are tests and parameters
+                    reward = AnyOfReward(reward)
                 if self.settings.noise:
                     reward = NoisyReward(reward, self.settings.noise, self.settings.noise_seed)
                 self._rewards[name] = reward

@@ -35,7 +35,7 @@ class _Numbers:
         library: its functions and constants, as cmath calls them.
         of: a rational as such a number.
         least, largest: magnitudes of terms beyond which values are not to be trusted.
-        largest_argument: of a function.
+        largest_argument: of a function, but for the base of a power.
         cancelled: relative size of a sum below which its value may be nothing but rounding.
     """
 
@@ -48,7 +48,14 @@ class _Numbers:
 
 
 _MACHINE = _Numbers(cmath, lambda value: complex(float(value)), 0.0, 1e100, 1e4, 1e-6)
-_FUNCTIONS = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "atan", "arcsec": "acos", "arccsc": "asin"}
+_FUNCTIONS = {
+    "arcsin": "asin",
+    "arccos": "acos",
+    "arctan": "atan",
+    "arccot": "atan",
+    "arcsec": "acos",
+    "arccsc": "asin",
+}
 _FUNCTIONS["ln"] = "log"
 _OF_THE_INVERSE = ("arccot", "arcsec", "arccsc")
 
@@ -183,9 +190,10 @@ class _Evaluator:
             raise _Unknown
         function, arguments = self._arithmetic.opaque[atom]
         values = []
-        for argument in arguments:
+        for i, argument in enumerate(arguments):
             value, size = self.quotient(argument)
-            if size > self._numbers.largest_argument or abs(value) < self._numbers.least * size:
+            most = self._numbers.largest if function == "^" and i == 0 else self._numbers.largest_argument
+            if size > most or abs(value) < self._numbers.least * size:
                 raise _Unknown
             values.append(value)
         exponent = arguments[1].constant() if function == "^" else None

@@ -7,32 +7,34 @@ import re
 _HINT = re.compile(r"answer|result|solution|ans\b|forall|for (?:all|any|every|each)|\\in ?\\mathbb", re.IGNORECASE)
 _LEADING = re.compile(
     r"\s*(?P<text>\\text\{)?\s*(?:(?:so|thus|hence|therefore|then),?\s+)?(?:(?:the|our|my)\s+)?(?:final\s+|correct\s+)?"
-    r"(?:answer|ans|result|solution)\s*(?:\(s\))?(?:is|are|=|:|\s)+(?P<close>\s*\})?\s*",
+    r"(?:answer|ans|result|solution)s?\s*(?:\(s\))?(?:is|are|=|:|\s)+(?P<close>\s*\})?\s*",
     re.IGNORECASE,
 )
 _SET = r"(?:\\mathbb ?\{?[RCQZN]\}?|\\R)(?:\^\{?[+*]\}?|_\{?[+>0-9]+\}?)?"
-_REAL_SET = r"(?:\\mathbb ?\{?R\}?|\\R)"
 _VARIABLES = r"[a-zA-Z](?:\s*,\s*[a-zA-Z])*"
 _JOIN = r"(?:[\s,;]|\\text\{[\s,;]*\})*"
 #: For whom a formula holds. Over the reals for any formula; over other sets only where it defines a function, since
 #: k \pi with k in \mathbb{N} is less than with k in \mathbb{Z}.
 _FOR = r"\(?(?:\\text\{[\s,]*|[\s,])*(?:\\forall|for (?:all|any|every|each))[\s}]*(?:\\text\{)?\s*"
-_FOR_REALS = re.compile(
-    rf"(?P<said>.*?\S){_JOIN}(?:{_FOR}(?:(?:real|value|number)s?[\s}}]*(?:of )?(?:numbers?|values?)?[\s}}]*)*"
-    rf"(?:{_VARIABLES})?[\s}}]*(?:(?:\\in|\\text\{{ ?in ?\}}) ?{_REAL_SET})?\}}?\)?|,\s*\(?{_VARIABLES} ?\\in ?{_REAL_SET}\)?)",
-    re.DOTALL,
-)
-_FOR_ANY = re.compile(
-    rf"(?P<said>[a-zA-Z]\({_VARIABLES}\)=.*?\S){_JOIN}(?:{_FOR}(?:(?:real|positive|natural|rational|complex|integer|value"
-    rf"|number)s?[\s}}]*)*(?:{_VARIABLES})?[\s}}]*(?:(?:\\in|\\text\{{ ?in ?\}}) ?{_SET})?\}}?\)?"
-    rf"|,\s*\(?{_VARIABLES} ?\\in ?{_SET}\)?)",
-    re.DOTALL,
+
+
+def _holding_for(said: str, kinds: str, sets: str) -> re.Pattern[str]:
+    words = rf"(?:(?:{kinds})s?[\s}}]*(?:of )?)*(?:{_VARIABLES})?[\s}}]*"
+    member = rf"(?:(?:\\in|\\text\{{ ?in ?\}}) ?{sets})?\}}?\)?"
+    return re.compile(
+        rf"(?P<said>{said}){_JOIN}(?:{_FOR}{words}{member}|,\s*\(?{_VARIABLES} ?\\in ?{sets}\)?)", re.DOTALL
+    )
+
+
+_FOR_REALS = _holding_for(r".*?\S", "real|value|number", r"(?:\\mathbb ?\{?R\}?|\\R)")
+_FOR_ANY = _holding_for(
+    rf"[a-zA-Z]\({_VARIABLES}\)=.*?\S", "real|positive|natural|rational|complex|integer|value|number", _SET
 )
 
 
 def without_phrases(text: str) -> str:
-    """The canonical ``text`` without a beginning such as ``\\text{The answer is }`` and an end such as ``\\text{ for all
-    real }x``. What restricts an answer (``for x > 0``) stays."""
+    """The canonical ``text`` without a beginning such as ``\\text{The answer is }`` and without an end such as
+    ``\\text{ for all real }x``. What restricts an answer (``for x > 0``) stays."""
     if _HINT.search(text) is None or len(text) > 1000:
         return text
     if (found := _LEADING.match(text)) and bool(found["text"]) == bool(found["close"]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 from bridge_mcore.rewards.formula import read_formula
 from bridge_mcore.rewards.numeric import real_value
@@ -63,6 +64,15 @@ def joined(pieces: Sequence[Piece]) -> list[Piece]:
                 continue
         done.append(piece)
     return done
+
+
+def overlap(pieces: Sequence[Piece]) -> bool:
+    """Two of the pieces have more than an end in common; False where ends have no values."""
+    try:
+        ends = sorted((_value(piece.low), _value(piece.high)) for piece in pieces)
+    except Unreadable:
+        return False
+    return any(low < high and not _same(low, high) for (_, high), (low, _) in pairwise(ends))
 
 
 def complement(pieces: Sequence[Piece]) -> list[Piece]:

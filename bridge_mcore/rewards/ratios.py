@@ -51,9 +51,7 @@ class Ratios(Values):
             if True in zeros and zeros[0] != zeros[1]:
                 return self._no("a term is zero on one side alone")
             if zeros == (False, False):
-                return self._all(
-                    self._values(f"({x})({b})", f"({y})({a})") for x, y in zip(one, other, strict=True)
-                )
+                return self._all(self._values(f"({x})({b})", f"({y})({a})") for x, y in zip(one, other, strict=True))
             unknown |= None in zeros
         return None if unknown else self._no("a ratio of zeros alone says nothing")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bridge_mcore.rewards.answers import as_region
-from bridge_mcore.rewards.pieces import joined
+from bridge_mcore.rewards.pieces import joined, overlap
 from bridge_mcore.rewards.relations import same_label
 from bridge_mcore.rewards.structure import Answer, Piece
 from bridge_mcore.rewards.tokens import Unreadable
@@ -40,6 +40,9 @@ class Regions(Values):
 
 def _united(answer: Answer) -> Answer:
     """Intervals one after another, as a union of them."""
-    if answer.kind == "list" and len(answer.items) > 1:
-        return Answer("region", answer.text, pieces=tuple(p for item in answer.items for p in as_region(item).pieces))
+    if answer.kind == "list" and not any(item.label for item in answer.items):
+        pieces = tuple(piece for item in answer.items for piece in as_region(item).pieces)
+        if overlap(pieces):
+            raise Unreadable  # two answers, not two parts of one
+        return Answer("region", answer.text, pieces=pieces)
     return as_region(answer)

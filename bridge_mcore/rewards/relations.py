@@ -46,6 +46,8 @@ class Relations(Values):
                 return self._no("an equation or inequality, not a value")
             return self._all(self.answers(gold, value) for value in values)
         (gold_label, gold_values), (answer_label, answer_values) = gold_side, answer_side
+        if gold.kind == "words" and answer_label.startswith(r"\text"):
+            return self._no("two answers in words")
         if gold_label and answer_label and not same_label(gold_label, answer_label):
             if len(gold.items) == len(answer.items) == 2:
                 return self._statements(gold, answer)

@@ -10,11 +10,12 @@ from fractions import Fraction
 
 from bridge_mcore.rewards.exact import canonical
 
-#: A number or name as text; "+" and "*" with their parts in order; "^" with base and exponent; a command with its parts.
+#: A number or name as text; "+" and "*" with their parts in order; "^" with base and exponent; a command with parts.
 Shape = str | tuple["Shape", ...]
 
 _TOKEN = re.compile(
-    r" *(\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+|\\[A-Za-z]+|\\.|[A-Za-z]|[-+*/^_(){}\[\]|!'=<>,])", re.ASCII
+    r" *(\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+|\\[A-Za-z]+|\\.|[A-Za-z]|[-+*/^_(){}\[\]|!'=<>,])",
+    re.ASCII,
 )
 _TIMES = frozenset(["*", r"\cdot", r"\times", r"\ast"])
 _CLOSING = {"(": ")", "{": "}", "[": "]", "|": "|", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}

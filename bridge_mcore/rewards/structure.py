@@ -8,7 +8,9 @@ from typing import Literal
 
 from bridge_mcore.rewards.tokens import Unreadable
 
-Kind = Literal["value", "list", "set", "tuple", "region", "matrix", "relation", "ratio", "time", "numeral", "words", "choice"]
+Kind = Literal[
+    "value", "list", "set", "tuple", "region", "matrix", "relation", "ratio", "time", "numeral", "words", "choice"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ class Answer:
         items: of a list, set, tuple, ratio; the rows of a matrix as tuples; the sides of a relation.
         signs: the relations between the sides.
         pieces: of a region, the intervals that it is made of.
-        label: of a time, "a" or "p" where it says so; of a region, the variable it was given for; of a choice, its letter; of a numeral, its base.
+        label: of a region, the variable it was given for; of a choice, its letter; of a numeral, its base; of a time,
+            "a" or "p" where it says so.
         text: the whole.
     """
 

@@ -1,4 +1,4 @@
-r"""Answers that are equal to the gold answer and yet none: what the question says already, what is still to be computed."""
+r"""Answers that equal the gold and yet are none: what the question says already, what is still to be computed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bridge_mcore.rewards.structure import INFINITIES, Answer
 from bridge_mcore.rewards.tokens import Unreadable
 from bridge_mcore.rewards.values import measure_value
 
-#: What is computed: a product, sum, power, function, absolute value. Fractions, roots, decimals, units, mixed numbers and
-#: powers of ten are not.
+#: What is computed: a product, sum, power, function, absolute value. Fractions, roots, decimals, units, mixed numbers
+#: and powers of ten are not.
 _TO_COMPUTE = re.compile(
     r"\\(?:binom|cdot|times|div|ast|sum|prod|int|lim|max|min|gcd|lcm|lfloor|lceil|lvert|det|pi|pm|mp)(?![A-Za-z])"
     r"|[!^*+|]|[\d)}]-|\)\(|\)\\frac|[\d}]\(|\)\d"

@@ -5,15 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_GREEK = {
-    name: letter
-    for name, letter in zip(
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho varsigma sigma tau upsilon phi "
-        "chi psi omega".split(),
-        "αβγδεζηθικλμνξπρςστυφχψω",
-        strict=True,
-    )
-} | dict(zip("Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split(), "ΓΔΘΛΞΠΣΦΨΩ", strict=True))
+_GREEK_NAMES = """
+    alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho varsigma sigma tau upsilon phi chi
+    psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega
+"""
+_GREEK = dict(zip(_GREEK_NAMES.split(), "αβγδεζηθικλμνξπρςστυφχψωΓΔΘΛΞΠΣΦΨΩ", strict=True))
 _COMMANDS = {
     "times": "×✕✖⨯", "cdot": "·⋅∙•・", "pm": "±", "mp": "∓", "infty": "∞", "le": "≤≦⩽", "ge": "≥≧⩾", "ne": "≠",
     "approx": "≈", "equiv": "≡", "in": "∈", "cup": "∪⋃", "cap": "∩⋂", "setminus": "∖", "emptyset": "∅", "forall": "∀",

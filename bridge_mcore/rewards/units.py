@@ -73,7 +73,7 @@ _NO_LABEL_NAMES = """
 _NO_LABEL = frozenset(_NO_LABEL_NAMES.split())
 _TEXT = r"\\text\{[^{}]{0,60}\}"
 _TAIL = re.compile(rf"(?:{_TEXT}|\^(?:\{{-?\d\}}|-?\d)|/|\\cdot(?![a-z])|[ .])+")
-_FIRST_TEXT = re.compile(r"\\text\{")
+_FIRST_TEXT = re.compile(r"(?<!_)(?<!_\{)\\text\{")
 _BARE = re.compile(
     r"(?P<value>[+-]?(?:[\d.,/]*\d|\\frac\{\d+\}\{\d+\})) ?"
     r"(?P<unit>[A-Za-z][A-Za-z./ ]{0,40}(?:\^(?:\{\d\}|\d))?)",
@@ -82,7 +82,7 @@ _BARE = re.compile(
 _DEGREES = re.compile(r"\^(?:\{\\circ\}|\\circ)(?:\\text\{ ?(?P<text>[CF]) ?\}| ?(?P<bare>[CF]))?")
 #: The degrees at the end of `\sin 60^\circ` belong to the angle.
 _ANGLE = re.compile(
-    r"(?:sin|cos|tan|cot|sec|csc)(?:\\frac|\\(?:alpha|beta|gamma|theta|phi)|[^)A-Za-z\\]|[a-z](?![a-z]))*\^\{?\\circ\}?\Z"
+    r"(?:sin|cos|tan|cot|sec|csc)(?:\\frac|\\(?:alpha|beta|gamma|theta|phi)|[^)A-Za-z\\]|[a-z](?![a-z]))*(?:\([^()]*\))?\^\{?\\circ\}?\Z"
 )
 _UNIT_CHARACTERS = re.compile(r"[A-Za-z./ ^0-9{}'*%-]*", re.ASCII)
 _OPERATOR_END = re.compile(r"(?:[-+*/^_=<>,;:({\[&|]|\\[A-Za-z]+)\s*")

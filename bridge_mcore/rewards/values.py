@@ -24,11 +24,12 @@ _EXACT_DECIMAL = re.compile(r"\d*\.\d|e[+-]?\d")
 #: What Math-Verify may be asked. It reads what it can of anything else, and so finds 5 in `4 # 5`.
 _FORMULA = re.compile(r"(?:[A-Za-z0-9+\-*/^_(){}\[\]|!.,'&=<> ]|\\[A-Za-z]+(?![A-Za-z])|\\\\)*", re.ASCII)
 _DEGREES = re.compile(
-    r"(\d+(?:\.\d+)?|\\frac\{[^{}]*\}\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]|\([^()]*\)|\{[^{}]*\})"
+    r"((?<![\d.])\d+(?:\.\d+)?|\\frac\{[^{}]*\}\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]|\([^()]*\)|\{[^{}]*\})"
     r"\^(?:\{\\circ\}|\\circ(?![A-Za-z])) ?"
 )
 _COMMANDS_NAMES = """
-    frac sqrt binom dbinom tbinom cdot times div pi infty sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh
+    frac sqrt binom dbinom tbinom cdot times div pi infty sin cos tan cot sec csc arcsin arccos arctan arccot arcsec
+    arccsc sinh cosh
     tanh ln log exp sum prod int max min gcd lcm lfloor rfloor lceil rceil lvert rvert lVert rVert vert begin
     end alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau
     phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar le ge ne
@@ -82,9 +83,8 @@ class Values:
         """
         hundredth = f"\\frac{{{percent}}}{{100}}"
         if not gold_is_percent:
-            size = number(plain)
-            value = self._real(plain) if size is None else size
-            return self._formulas_equal(plain, percent if value is not None and abs(value) > 1 else hundredth)
+            size = self._real(plain)
+            return self._formulas_equal(plain, percent if size is not None and abs(size) > 1 else hundredth)
         decision = self._formulas_equal(hundredth, plain)
         value = number(percent)
         return decision if decision or value is None or abs(value) <= 1 else self._formulas_equal(percent, plain)
@@ -104,9 +104,9 @@ class Values:
                 return self._quotients_equal(gold, answer, one, other)
             except TooHard:
                 pass
-        if answer in self._malformed or not admissible(answer):
+        if answer in self._malformed or not admissible(_in_radians(answer)):
             return self._no("the answer cannot be read as mathematics")
-        if gold in self._malformed or not admissible(gold):
+        if gold in self._malformed or not admissible(_in_radians(gold)):
             return self._no("the gold answer cannot be read as mathematics; compared as text")
         return self._ask(gold, answer)
 
@@ -182,7 +182,7 @@ def measure_value(text: str) -> str:
 
 
 def _in_radians(text: str) -> str:
-    return _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
+    return _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text) if r"\circ" in text else text
 
 
 def words(text: str) -> str:

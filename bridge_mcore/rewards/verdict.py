@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 VerdictName = Literal["correct", "incorrect", "timeout", "error"]
-#: Reasons of rewards that read an answer in a certain form, where a response holds none.
-NO_ANSWER = ("no \\boxed{} answer", "no <answer>…</answer> or \\boxed{} answer", "no code block")
+#: How rewards that read an answer in a certain form begin to say that a response holds none.
+_NO_ANSWER = ("no \\boxed", "no <answer>", "an empty \\boxed", "no code block")
 VERDICTS: tuple[VerdictName, ...] = get_args(VerdictName)
 
 
@@ -36,7 +36,12 @@ class Verdict:
     @property
     def unanswered(self) -> bool:
         """The response holds no answer in the form that the reward reads."""
-        return self.verdict == "incorrect" and self.reason in NO_ANSWER
+        return self.verdict == "incorrect" and says_no_answer(self.reason)
+
+
+def says_no_answer(reason: str) -> bool:
+    """Whether a verdict's reason is that the response holds no answer in the form that the reward reads."""
+    return reason.startswith(_NO_ANSWER)
 
 
 def why_undecided(reward: str, verdict: str, reason: str) -> str:

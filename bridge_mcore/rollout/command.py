@@ -21,7 +21,6 @@ from bridge_mcore.rollout.embedded import EmbeddedEngine
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
 from bridge_mcore.rollout.inference import TextSide, load_chunks, read_model
 from bridge_mcore.rollout.options import GenerateOptions
-from bridge_mcore.rollout.remote.fixed import serve
 from bridge_mcore.rollout.stop_text import cut_at_text, without_stop
 
 
@@ -56,16 +55,18 @@ def _answers(
 ) -> list[Rollout]:
     """One for each request, in one process: fp32 on CPU, else bf16."""
     platform = setup_device(options.device)
-    dtype = "float32" if platform.kind == "cpu" else "bfloat16"
+    dtype = torch.float32 if platform.kind == "cpu" else torch.bfloat16
     with process_groups(platform, Parallel(), seed=0):
         if options.engine == "embedded":
-            chunks = load_chunks(options.model, options.adapter, Parallel(), getattr(torch, dtype), platform.device)
+            chunks = load_chunks(options.model, options.adapter, Parallel(), dtype, platform.device)
             return EmbeddedEngine(chunks, decode=model.decode).generate(requests, params)
-        context = len(requests[0].prompt) + params.max_new_tokens
+        from bridge_mcore.rollout.remote.fixed import serve
+
+        context, name = len(requests[0].prompt) + params.max_new_tokens, str(dtype).removeprefix("torch.")
         with (
             TemporaryDirectory(prefix="bridge-mcore-") as logs,
             serve(
-                options.model, options.engine, options.servers, platform, dtype, context, model.shape.vocab_size,
+                options.model, options.engine, options.servers, platform, name, context, model.shape.vocab_size,
                 params, Path(logs), model.decode,
             ) as engine,
         ):  # fmt: skip

@@ -15,6 +15,7 @@ from bridge_mcore.data.contradictions import JudgeAll, note_contradictions
 from bridge_mcore.data.notes import Notes, lines
 from bridge_mcore.data.problem import Problem
 from bridge_mcore.data.problems import load_problems, source_name
+from bridge_mcore.data.sources import pinned
 from bridge_mcore.errors import DataError
 
 DATA_FILE = "data.json"
@@ -43,9 +44,10 @@ class DataRecord:
         for number, source in enumerate(sources):
             name, notes = f"{key}_more.{number - 1}" if number else key, Notes()
             repeats: Literal["bad", "once"] = "once" if key.startswith("data.evaluation") else "bad"
+            source, commit = pinned(source, notes)
             found = load_problems(source, self.config.reward.verifier, plugins_of(self.config), notes, repeats)
             self._rows[name], self._problems[name] = notes, found
-            self._note(name, source, found)
+            self._note(name, source, found, commit)
             problems += found
         return problems
 
@@ -76,7 +78,7 @@ class DataRecord:
             made = {what: notes for (key, what), notes in self._encoded.items() if key == name}
             yield from lines(name, rows, made)
 
-    def _note(self, key: str, source: DataSource, problems: Sequence[Problem]) -> None:
+    def _note(self, key: str, source: DataSource, problems: Sequence[Problem], commit: str | None) -> None:
         rewards = sorted({p.reward for p in problems})
         entry: dict[str, Any] = {"name": source_name(source), "problems": len(problems), "rewards": rewards}
         entry["sha256"] = digest(problems)
@@ -90,7 +92,7 @@ class DataRecord:
         elif source.dataset is not None:
             entry["dataset"] = {
                 "id": source.dataset, "config": source.dataset_config, "revision": source.dataset_revision,
-                "split": source.split,
+                "commit": commit, "split": source.split,
             }  # fmt: skip
         self.entries[key] = entry
 

@@ -120,7 +120,8 @@ def run_steps(session: Session, step: int, course: Course, stop: StopRequest, wr
             session.platform.synchronize()
             step += 1
             metrics |= {
-                "lam": lam, "alpha": rates[0], "beta": rates[1], "seconds_reference": referenced - updating,
+                **({"lam": lam} if session.method.uses_lam else {}),
+                "alpha": rates[0], "beta": rates[1], "seconds_reference": referenced - updating,
                 "seconds_train": time.perf_counter() - referenced, "memory_gib": session.platform.memory_gib(),
             }  # fmt: skip
             if step < total and (due := due_sets(session, step)):

@@ -16,6 +16,7 @@ from bridge_mcore.data.stops import generation_stops
 from bridge_mcore.data.templates import PromptTemplate
 from bridge_mcore.data.tokenizer import task_tokenizer
 from bridge_mcore.errors import ConfigError, DataError
+from bridge_mcore.rewards.golds import check_golds
 from bridge_mcore.training.data_record import DataRecord
 from bridge_mcore.training.run_data import (
     check_contradictions,
@@ -53,9 +54,11 @@ def preview_run(config: Config, part: str | None, number: int, wanted: str | Non
     data = config.data
     template = PromptTemplate(tokenizer, data.template, data.system_prompt, data.instruction)
     views: list[View] = []
+    judged: list[Problem] = []
     within = min(config.training.max_length or context, context)
     for key in chosen:
         sequences = _sequences(config, key, tokenizer, within if key in ("data.rl", "data.sft") else context, record)
+        judged += [problem for problem, _, _ in sequences if key != "data.sft"]
         if wanted is not None:
             sequences = [found for found in sequences if found[0].id.startswith(wanted)]
         for problem, tokens, start in sequences[:number]:
@@ -68,7 +71,7 @@ def preview_run(config: Config, part: str | None, number: int, wanted: str | Non
     stops = {*template.stop_tokens, *config.rollout.stop_token_ids}
     stops |= set(generation_stops(directory)) if directory is not None else set()
     named = [(token, str(tokenizer.decode([token], skip_special_tokens=False))) for token in sorted(stops)]
-    return Preview(views, data.template, named, template.stop_texts, tuple(record.lines()))
+    return Preview(views, data.template, named, template.stop_texts, (*record.lines(), *check_golds(judged)))
 
 
 def _sequences(

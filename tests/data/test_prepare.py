@@ -251,9 +251,14 @@ def test_openr1_messages_and_nested_answer(tmp_path, seed):
     (tmp_path / "openr1").mkdir()
     write(tmp_path / "openr1" / "train.parquet", [*rows, rows[1] | {"prompt": rows[1]["prompt"] * 2}])
     overrides = ["decontaminate.sources=[]", f"files={tmp_path}", f"output={tmp_path / 'out'}"]
-    card, out = run("openr1", *overrides, "prompts.prompt_suffix=Box it.")
+    card, out = run("openr1", *overrides, "prompts.prompt_suffix=Box it.", "prompts.system_messages=drop")
     assert [(row["prompt"], row["answer"]) for row in lines(out / "train_rl.jsonl")] == made
     assert [row["prompt"] for row in lines(out / "train_sft.jsonl")] == [q for q, _ in made[1:]]  # one box is wrong
+    assert card["sources"][0]["done"] == {"system_dropped": 4}
+    card, out = run("openr1", *overrides, "prompts.prompt_suffix=Box it.", force=True)
+    kept = load_problems(DataSource(path=out / "train_sft.jsonl"))
+    assert [(p.prompt, p.answer, p.system) for p in kept] == [(q, a, "Think.") for q, a in made[1:]]
+    assert [row["id"] for row in lines(out / "train_sft.jsonl")] == [p.id for p in kept]
     assert card["counts"]["prompts"]["openr1"] == {"kept": 4, "unusable row": 1}
     assert "2 messages of the user" in (out / "dropped.jsonl").read_text()
 
@@ -307,7 +312,7 @@ def test_built_in_recipes_are_sound(tmp_path):
     assert {"paper", "limr", "math", "gsm8k", "aime", "openr1"} <= set(built_in())
     for name in built_in():
         assert recipe_path(name).read_text().startswith("# ")
-    with pytest.raises(ConfigError, match=r"prompts\.1: give prompts\.1\.path.*math\.8k\.json"):
+    with pytest.raises(ConfigError, match=r"^math: .* by hand: .*math\.8k\.json.*DIR/limr/math\.8k\.json.*files=DIR"):
         load_recipe("paper")
     for name in ("limr", "gsm8k", "openr1", "aime_hub"):
         assert load_recipe(name).prompts[0].dataset

@@ -13,11 +13,12 @@ from types import SimpleNamespace
 import pytest
 
 from bridge_mcore.config.schema import DataSource
+from bridge_mcore.data.templates import STOP_TEXTS
 from bridge_mcore.errors import BridgeError, ConfigError, DataError
 from bridge_mcore.evaluation.answerer import gathered
 from bridge_mcore.evaluation.command import _alone, read_answers, run_evaluation, run_scores
 from bridge_mcore.evaluation.options import EvaluationOptions, Serving, Subject
-from bridge_mcore.evaluation.records import RecordFile, read_records
+from bridge_mcore.evaluation.records import Record, RecordFile, read_records
 from bridge_mcore.evaluation.suites import Answers, Benchmark, Suite
 from bridge_mcore.platform.locks import LockHeld
 from bridge_mcore.rollout.embedded import EmbeddedEngine
@@ -60,9 +61,12 @@ def options(model: Path, output: Path, **changes) -> EvaluationOptions:
 
 
 def answers(directory: Path) -> dict[tuple[str, str, int], str]:
-    return {
-        (r.set, r.id, r.sample): r.response for path in (directory / "records").iterdir() for r in read_records(path)
-    }
+    return {key: record.response for key, record in written(directory).items()}
+
+
+def written(directory: Path) -> dict[tuple[str, str, int], Record]:
+    found = [r for path in (directory / "records").iterdir() for r in read_records(path)]
+    return {(r.set, r.id, r.sample): r for r in found}
 
 
 def test_an_evaluation_goes_on_where_it_was_broken_off(model, tmp_path, monkeypatch, seed):
@@ -127,6 +131,35 @@ def test_an_answer_is_written_when_it_is_finished(model, tmp_path, monkeypatch):
     assert all(given == lines for given, lines in written) and len({lines for _, lines in written}) > 2
     run_evaluation(asked)
     assert answers(tmp_path / "part" / "tiny") == answers(tmp_path / "whole" / "tiny")
+
+
+def test_stop_texts_end_generation_and_records_are_those_of_answers_that_are_cut(model, tmp_path, monkeypatch):
+    """Against an engine that generates every answer to its end; texts that stand within the task's tokens, too."""
+    monkeypatch.setitem(STOP_TEXTS, "plain", ("1", "ab"))
+    stream, generated = EmbeddedEngine.stream, []
+
+    def counted(self, requests, params):
+        for done in stream(self, requests, params):
+            generated.append(sum(len(r.tokens) for r in done.values()))
+            yield done
+
+    monkeypatch.setattr(EmbeddedEngine, "stream", counted)
+    chosen = Answers(max_new_tokens=40, temperature=1.0)
+    run_evaluation(options(model, tmp_path / "stopped", answers=chosen))
+    stopped = sum(generated)
+    generated.clear()
+    monkeypatch.setattr(
+        EmbeddedEngine,
+        "stream",
+        lambda self, requests, params: counted(self, requests, dataclasses.replace(params, stop_texts=())),
+    )
+    run_evaluation(options(model, tmp_path / "cut", answers=chosen))
+    records = {name: written(tmp_path / name / "tiny") for name in ("stopped", "cut")}
+    assert records["stopped"] == records["cut"] and len(records["cut"]) == 12 + 36
+    assert sum(r.tokens for r in records["stopped"].values()) == stopped < 0.8 * sum(generated)
+    assert not any("1" in r.response or "ab" in r.response for r in records["stopped"].values())
+    for name in ("stopped", "cut"):  # directories of before go on: which texts end answers is the template's
+        assert "stop_texts" not in (tmp_path / name / "tiny/settings.json").read_text()
 
 
 def test_what_is_finished_together_is_judged_together(monkeypatch):
@@ -285,7 +318,6 @@ def test_a_short_context_cuts_answers_and_says_so(model, tmp_path, capsys):
 
 
 def test_a_record_file_keeps_any_text(tmp_path):
-    from bridge_mcore.evaluation.records import Record
 
     record = Record("s", "0", 0, "p\u2028\n", "g", "half \ud83d of a pair\0", None, "incorrect", "r", 3, True)
     with RecordFile(tmp_path / "r.jsonl") as file:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,11 @@ def test_a_real_run_of_an_untrained_model(tmp_path: Path) -> None:
     assert len(late) == len(nothing) == 2, output  # when it is known, and at the end
     assert lines[nothing[0] - 1].startswith("step 5/8  reward 0.000") and nothing[1] == len(lines) - 1
     assert "groups with signal 0%" in lines[nothing[0] - 1]
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    umask = os.umask(0)
+    os.umask(umask)
+    closed = {path.name for path in written if stat.S_IMODE(path.stat().st_mode) != 0o666 & ~umask}
+    assert "adapter_model.safetensors" in {path.name for path in written} and not closed
     assert [text.split(":")[0] for text in json.loads((tmp_path / "run" / "summary.json").read_text())["remarks"]] == [
         text.removeprefix("warning: ").split(":")[0] for text in (lines[late[1]], lines[nothing[1]])
     ]

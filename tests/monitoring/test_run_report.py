@@ -5,18 +5,23 @@ from __future__ import annotations
 import io
 import json
 import random
+from collections.abc import Sequence
+from math import comb
 from pathlib import Path
 
 import pytest
 import typer
+from matplotlib.container import ErrorbarContainer
 from rich.console import Console
 from typer.testing import CliRunner
 
 from bridge_mcore.cli.report import report
 from bridge_mcore.errors import BridgeError, ConfigError, DataError
+from bridge_mcore.evaluation.records import Record, write_records
 from bridge_mcore.monitoring import figure as figures
 from bridge_mcore.monitoring.curves import ends, smooth, wilson
-from bridge_mcore.monitoring.report import draw_figure, summary_table
+from bridge_mcore.monitoring.labels import model_labels, run_labels
+from bridge_mcore.monitoring.report import draw_figure, summary_rows, summary_table
 from bridge_mcore.monitoring.runs import facts, load_run
 from tests.monitoring.synthetic import write_run
 
@@ -203,8 +208,84 @@ def test_several_runs_share_a_table_and_a_figure(tmp_path: Path) -> None:
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / parent / "run", steps=3, total=3) for parent in ("a", "b")]
-    labels = figures.run_labels([load_run(run) for run in runs])
+    labels = run_labels([load_run(run) for run in runs])
     assert len(set(labels)) == 2
+
+
+def test_models_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    paths = ["/runs/a/export", "/runs/b/export", "/models/x/Qwen", "/models/y/Qwen", "/models/y/Qwen", "Llama"]
+    runs = [load_run(write_run(tmp_path / str(i), 1, 1, model={"path": path})) for i, path in enumerate(paths)]
+    assert model_labels(runs) == ["a/export", "b/export", "x/Qwen", "y/Qwen", "y/Qwen", "Llama"]
+    assert model_labels(runs[4:]) == ["Qwen", "Llama"]
+
+
+def test_only_bridge_has_a_lambda_and_cold_start_has_two_stages(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, method=name) for name in ("bridge", "rl_zero", "sft", "cold_start")]
+    rows = dict(summary_rows([load_run(run) for run in runs]))
+    assert rows["method"] == ["BRIDGE, λ 0.5", "RL-zero", "SFT", "cold start: SFT to step 30, then RL"]
+    assert [cell.endswith("(RL, from step 31)") for cell in rows["reward"]] == [False, False, False, True]
+    assert [facts(load_run(run))["lam_last"] for run in runs] == [0.5, None, None, None]
+    assert "λ" not in figures.describe(load_run(runs[1])) and "then RL" in figures.describe(load_run(runs[3]))
+
+
+def test_the_gain_is_explained_where_there_is_one(tmp_path: Path) -> None:
+    assert "above 0 is good" in " ".join(text(write_run(tmp_path / "a")).split())
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
+    assert "is good" not in text(tmp_path)
+
+
+def test_what_kept_a_run_from_learning_is_said_again(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, steps=3, total=3) for name in ("a", "b")]
+    summary = json.loads((runs[0] / "summary.json").read_text())
+    (runs[0] / "summary.json").write_text(json.dumps(summary | {"remarks": ["all are wrong", 3]}))
+    assert "\nwarning: all are wrong\n" in call(runs[0]) and "warning" not in call(runs[1])
+    assert "\nwarning: a (BRIDGE): all are wrong\n" in call(*runs)
+    assert [fact["remarks"] for fact in json.loads(call(*runs, "--json"))] == [["all are wrong"], []]
+
+
+def answer(directory: Path, step: int, right: Sequence[bool], first: int = 0) -> None:
+    """Records of an evaluation, of problems that are numbered from `first`."""
+    records = [
+        Record("sums", f"{i}", 0, "1 + 1?", "2", "", "2", "correct" if good else "incorrect", "", 5, True)
+        for i, good in enumerate(right, start=first)
+    ]
+    write_records(directory / "evaluations" / f"step_{step:08d}.jsonl", records)
+
+
+def test_runs_with_records_are_compared_problem_by_problem(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    names = ("bridge", "sft", "none", "other")
+    runs = [write_run(tmp_path / name, steps=20, total=20) for name in names]
+    right = [[chance.random() < share for _ in range(100)] for share in (0.6, 0.3)]
+    answer(runs[0], 20, right[0])
+    answer(runs[0], 0, [False] * 100)  # another evaluation of the run: not its last
+    answer(runs[1], 20, right[1])
+    answer(runs[3], 20, right[1], first=1000)  # other problems
+    rows = dict(summary_rows([load_run(run) for run in runs], ["", "x", "", ""]))
+    assert list(rows).index("difference to bridge") == list(rows).index("change") + 1
+    printed = [fact.get("difference") for fact in json.loads(call(*runs, "--json"))]
+    assert printed[0] is None and printed[2]["benchmarks"] == printed[3]["benchmarks"] == {}
+    found = printed[1]["benchmarks"]["sums"]
+    expected = (sum(right[1]) - sum(right[0])) / 100
+    assert found["value"] == pytest.approx(expected) and found["low"] <= expected <= found["high"]
+    # McNemar's exact test is the same test, on one answer a problem.
+    gained, lost = (sum(b == x and a != x for a, b in zip(*right, strict=True)) for x in (True, False))
+    exact = min(1.0, 2 * sum(comb(gained + lost, k) for k in range(min(gained, lost) + 1)) / 2 ** (gained + lost))
+    assert found["p"] == pytest.approx(exact, abs=0.02)
+    row = next(line for line in call(*runs, "--markdown").splitlines() if line.startswith("| difference to bridge"))
+    cells = [cell.strip() for cell in row.strip("| ").split("|")]
+    assert cells[1] == "" and cells[2].startswith(f"{100 * expected:+.1f} points  [") and "p " in cells[2]
+    assert len(row.split("|")) == 7 and not any(cells[3:])
+
+
+def test_intervals_of_several_runs_are_drawn(tmp_path: Path) -> None:
+    runs = [load_run(write_run(tmp_path / str(i), every=20, seed=i)) for i in range(2)]
+    crowded = [load_run(write_run(tmp_path / f"c{i}", every=2, seed=i)) for i in range(2)]
+    for shown, bars in ((runs, 4), (crowded, 1)):
+        accuracy = figures._draw(shown).axes[2]
+        drawn = [c for c in accuracy.containers if isinstance(c, ErrorbarContainer)]
+        assert [len(c[2][0].get_segments()) for c in drawn] == [bars, bars]
+        assert any("95% interval" in t.get_text() for t in accuracy.texts)
 
 
 def test_a_directory_that_is_no_run(tmp_path: Path) -> None:

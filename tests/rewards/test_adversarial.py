@@ -41,10 +41,9 @@ def test_hostile_answers_are_bounded_and_harm_nobody(verifier: MathVerifier, see
     answers = hostile_answers(rng)
     batch = [(rng.choice(GOLDS), f"So $\\boxed{{{answer}}}$.") for answer in answers] + HONEST * 5
     rng.shuffle(batch)
-    before, start, cpu = peak_mib(), time.monotonic(), time.process_time()
+    before, cpu = peak_mib(), time.process_time()
     verdicts = verifier.verify(batch)
     assert time.process_time() - cpu < 20 and peak_mib() - before < 300
-    assert time.monotonic() - start < 0.75 * len(batch)  # on however busy a machine
     for (gold, response), verdict in zip(batch, verdicts, strict=True):
         if (gold, response) in HONEST:
             assert verdict.verdict == ("incorrect" if gold == "7" else "correct"), (gold, verdict)

@@ -8,12 +8,20 @@ import pytest
 from math_verify import LatexExtractionConfig, parse, verify
 
 from bridge_mcore.rewards import MathVerifier
-from tests.rewards.cases import RIGHT, WRONG
+from tests.rewards import cases, spellings
 
+#: By a name for each kind, which both files may have.
+RIGHT, WRONG = (
+    {f"{name}{kind}": pairs for name, table in tables.items() for kind, pairs in table.items()}
+    for tables in (
+        {"": cases.RIGHT, "spelling: ": spellings.RIGHT},
+        {"": cases.WRONG, "spelling: ": spellings.WRONG},
+    )
+)
 _TABLE = [
     (expected, kind, gold, answer)
-    for expected, cases in (("correct", RIGHT), ("incorrect", WRONG))
-    for kind, pairs in cases.items()
+    for expected, table in (("correct", RIGHT), ("incorrect", WRONG))
+    for kind, pairs in table.items()
     for gold, answer in pairs
 ]
 

@@ -91,7 +91,7 @@ def test_a_partner_at_the_pipe_gets_each_verdict_before_it_writes_on() -> None:
             process.stdin.write(line("5", f"\\boxed{{{answer}}}"))
             assert json.loads(process.stdout.readline())["verdict"] == verdict
         process.stdin.close()
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=300) == 0
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     process.stdout.readline()
     process.stdout.close()
     log = process.stderr.read().decode()
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=300) == 0
     assert "Traceback" not in log and "BrokenPipe" not in log
     process.stderr.close()
 

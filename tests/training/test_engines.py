@@ -119,6 +119,37 @@ def test_one_step_off_resumes_with_the_batch_that_was_under_way(model: Path, ser
     assert resumed[0]["j_rl"] == metrics[2]["j_rl"] and resumed[0]["grad_norm_w"] == metrics[2]["grad_norm_w"]
 
 
+@pytest.mark.slow
+def test_an_evaluation_beside_rollouts_is_of_its_steps_weights(model: Path, server: str, tmp_path: Path) -> None:
+    """Answers that were given while the next batch was under way: those of the step's checkpoint, embedded."""
+    rows = [(f"Q:a{i}b{j}c2A:", str(i + j + 2)) for i in range(1, 5) for j in range(1, 4)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"problem": p, "answer": a}) + "\n" for p, a in rows))
+    run = tmp_path / "run"
+    metrics = train(
+        model, run, server, "rollout.schedule=one_step_off", "training.steps=4", "checkpoint.every=1",
+        "evaluation.every=1", "checkpoint.keep=9", "optimizer.alpha=2e-3", "optimizer.warmup_steps=0",
+        f"data.evaluation=[{{path: {file}, name: sums}}]",
+    )  # fmt: skip
+    assert [m["staleness"] for m in metrics] == [0, 1, 1, 1]
+    assert all(m["rollouts_stale"] == 0 and "accuracy" in m for m in metrics[:3])
+    answers = [evaluated(run / f"evaluations/step_{step:08d}.jsonl") for step in (1, 2, 3)]
+    assert len({tuple(a.items()) for a in answers}) > 1, "the steps cannot be told apart"
+    for step, found in enumerate(answers, 1):
+        start(
+            "bridge_mcore", tmp_path / f"eval{step}", "eval", f"it={run}/checkpoints/step_{step:08d}", "--data",
+            str(file), "--template", "plain", "--max-new-tokens", "24", "--output", str(tmp_path / f"eval{step}"),
+        )  # fmt: skip
+        (records,) = (tmp_path / f"eval{step}/it/records").iterdir()
+        assert evaluated(records) == found, step
+
+
+def evaluated(path: Path) -> dict[str, tuple[str, str]]:
+    """Problem -> (response, verdict) of an evaluation's records."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return {r["prompt"]: (r["response"], r["verdict"]) for r in records}
+
+
 def test_partial_rollouts_go_on_across_updates(model: Path, server: str, tmp_path: Path) -> None:
     metrics = train(
         model, tmp_path / "run", server, "rollout.schedule=partial", "training.steps=5", "rollout.over_sampling=1",

@@ -13,6 +13,7 @@ from bridge_mcore.config.rewards import plugins_among
 from bridge_mcore.config.schema import DataSource
 from bridge_mcore.data.card import file_hash
 from bridge_mcore.data.messages import BadRow
+from bridge_mcore.data.notes import Notes
 from bridge_mcore.data.prepare.recipe import Origin, Recipe, data_source, local_path, trace_columns
 from bridge_mcore.data.problem import DEFAULT_REWARD
 from bridge_mcore.data.problems import checked_id, source_name
@@ -66,6 +67,7 @@ class Opened:
     source: DataSource
     name: str
     facts: dict[str, Any]
+    notes: Notes = field(default_factory=Notes)
     _stats: list[tuple[Path, tuple[int, int]]] = field(default_factory=list)
 
     def rows(self, streaming: bool) -> Iterator[Placed]:
@@ -101,7 +103,7 @@ def open_source(recipe: Recipe, key: str, origin: Origin) -> Opened:
     stats = [(file, _stat(file)) for file in files]
     listed: list[dict[str, Any]] = [{"path": str(f), "bytes": size, "sha256": file_hash(f)} for f, (size, _) in stats]
     facts: dict[str, Any] = {"path": str(path), "files": listed, "stands_for": origin.dataset}
-    return Opened(key, origin, source, name, {"key": key, "name": name, **facts}, stats)
+    return Opened(key, origin, source, name, {"key": key, "name": name, **facts}, _stats=stats)
 
 
 def _stat(path: Path) -> tuple[int, int]:
@@ -142,6 +144,8 @@ def problems_of(opened: Opened, streaming: bool) -> Iterator[Item | Left]:
             yield Left(place, "inside a chat template", f"the prompt holds {mark}; take the template off first")
             continue
         difficulty = difficulty_of(row, opened.origin.difficulty_field)
+        for key in read.notes:
+            opened.notes.add(key)
         yield Item(prompt, read.answer, number, opened.name, reward, place, difficulty, traces, read.system)
     if none:
         raise DataError(f"{opened.key} ({opened.name}) holds no rows; at least one problem is needed")

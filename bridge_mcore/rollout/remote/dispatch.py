@@ -333,8 +333,8 @@ class Dispatcher:
         """Whether a server has read a stop text where we read none, and so has ended an answer too early."""
         if answer.reason != "stop" or not params.stop_texts or self.decode is None or not answer.tokens:
             return False
-        if answer.tokens[-1] in params.stop_token_ids:
-            return False
+        if answer.tokens[-1] in params.stop_token_ids or not all(0 <= t < self.vocab_size for t in answer.tokens):
+            return False  # it may be wrong in another way
         return not StopTexts(params.stop_texts, self.decode).stand_in(answer.tokens)
 
     async def _settle(

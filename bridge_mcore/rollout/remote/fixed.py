@@ -74,6 +74,8 @@ class FixedEngine:
         try:
             scores = self.http.run(self.dialect.score(self.http, url, self._prompts, None, 300.0))
         except (ServerLost, ServerRefused) as error:
+            if isinstance(error, ServerLost) and url in self.fleet.owned:
+                return  # nobody else has its key, and it is started anew before it is asked again
             raise TrainingError(f"{url} does not say which weights it holds: {error}") from error
         if not scores_gap(self._scores.setdefault(url, scores), scores) <= self.tolerance:
             raise TrainingError(

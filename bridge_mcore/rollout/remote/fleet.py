@@ -22,7 +22,7 @@ from bridge_mcore.rollout.remote.process import Key, ServerProcess
 
 _SAY_EVERY_S = 15.0
 #: A guard whose server has died has so long to clear up and to end; then it is known how the server died.
-_CLEARING_S = 15.0
+_CLEARING_S = 10.0
 
 
 class EngineLost(RunStopped):

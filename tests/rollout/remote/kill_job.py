@@ -6,7 +6,8 @@ MOMENTS, comma-separated, in the order they happen, each on the next step after 
     begin       an update has begun, no bucket was sent
     bucket      a bucket is on its way
     proof       the weights are there, the probe is asked
-Every kill is a SIGKILL of the real server's process under its guard. Each moment is printed when it happens.
+Every kill is a SIGKILL of the real server's process under its guard; of "core:MOMENT", of what works for it and not of
+the server itself: vLLM's engine core, SGLang's scheduler. Each moment is printed when it happens.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from bridge_mcore.errors import BridgeError
 from bridge_mcore.rollout.remote.dispatch import Dispatcher
 from bridge_mcore.rollout.remote.engine import RemoteEngine
 from bridge_mcore.rollout.remote.sglang import SGLang
+from bridge_mcore.rollout.remote.vllm import VLLM
 from bridge_mcore.rollout.sync.deliver import Delivery
 
 
@@ -40,14 +42,16 @@ class Killer:
 
     def at(self, moment: str) -> None:
         """Called whenever a moment has come."""
-        if self.engine is None or not self.moments or moment != self.moments[0]:
+        if self.engine is None or not self.moments or moment != self.moments[0].removeprefix("core:"):
             return
         if self.engine.version <= self.killed_at:
             return
-        self.moments.pop(0)
+        moment = self.moments.pop(0)
         self.killed_at = self.engine.version
         server = next(iter(self.engine.fleet.owned.values()))
         (child,) = psutil.Process(server.process.pid).children()
+        if moment.startswith("core:"):
+            (child,) = (p for p in child.children() if "EngineCore" in p.name() or "scheduler" in p.name())
         os.kill(child.pid, signal.SIGKILL)
         print(f"KILLED {moment} at version {self.engine.version}", flush=True)
 
@@ -80,9 +84,10 @@ def main(moments: list[str], config: str, overrides: list[str]) -> None:
     # `_settle` runs for each answer: the moment is there as soon as some have come.
     before(Dispatcher, "_settle", waiting)
     before(Delivery, "_send", lambda _: killer.at("begin"))
-    before(SGLang, "load_shared", lambda _: killer.at("bucket"))
-    before(SGLang, "receive", lambda _: killer.at("bucket"))
-    before(SGLang, "score", lambda _: killer.at("proof"))
+    for dialect in (SGLang, VLLM):
+        before(dialect, "load_shared", lambda _: killer.at("bucket"))
+        before(dialect, "receive", lambda _: killer.at("bucket"))
+        before(dialect, "score", lambda _: killer.at("proof"))
     checked = load_config(Path(config), overrides)
     check_config(checked)
     from bridge_mcore.training.loop import train

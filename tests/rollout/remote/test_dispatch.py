@@ -23,14 +23,17 @@ import pytest
 import torch
 from aiohttp import web
 
+from bridge_mcore.config.engines import Servers
 from bridge_mcore.rollout.engine import Request, Rollout, SamplingParams
 from bridge_mcore.rollout.remote import dispatch
+from bridge_mcore.rollout.remote.control import Control
 from bridge_mcore.rollout.remote.dispatch import Dispatcher, Limits
+from bridge_mcore.rollout.remote.fleet import Fleet
 from bridge_mcore.rollout.remote.http import Http
 from bridge_mcore.rollout.remote.sglang import SGLang
 from tests.models import save_tiny
 from tests.support.chaos import FAULTS, chaos
-from tests.support.servers import Served, real_server
+from tests.support.servers import Served, launch_options, real_server
 
 VOCAB = 120
 STOP = 7
@@ -171,6 +174,23 @@ def test_a_second_run_may_ask_what_the_first_one_still_has_in_the_server(real: t
         second.submit(some_requests(4), params)
         assert wait_for(second, set(range(4))), second.fatal
         assert wait_for(first, set(range(4))), first.fatal
+
+
+def test_a_server_without_a_tokenizer_is_not_told_stop_texts(
+    real: tuple, world: object, tmp_path: Path, capsys
+) -> None:
+    """SGLang would die of one. Its answers are whole, and the user is told."""
+    url, _ = real
+    with Http() as http:
+        servers, options = Servers(mode="external", urls=[url]), launch_options(tmp_path)
+        fleet = Fleet(http, SGLang(), Control(), servers, options, tmp_path, urls=[url], count=0)
+        assert not fleet.reads_text()
+    said = capsys.readouterr().out
+    assert said.startswith(f"· {url}: without a tokenizer no stop text ends an answer there") and said.count("\n") == 1
+    with dispatching([url], tmp_path) as dispatcher:
+        dispatcher.submit(some_requests(3), SamplingParams(8, stop_texts=("a",)))
+        assert wait_for(dispatcher, {0, 1, 2}), dispatcher.fatal
+        assert all(len(r.tokens) == 8 for r in dispatcher.done.values())
 
 
 # --- a fake server ----------------------------------------------------------------------------------------------------

@@ -40,14 +40,14 @@ def some_stops(rng: random.Random, answers: list[Rollout], decode) -> tuple[str,
     return tuple(found)
 
 
-@pytest.mark.parametrize("name", ["sglang", pytest.param("vllm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "kind"), [("sglang", "qwen2"), pytest.param("vllm", "qwen3", marks=pytest.mark.slow)])
 def test_a_served_checkpoint_answers_as_the_embedded_engine_does(
-    world, tmp_path: Path, seed: int, name: str, monkeypatch, capsys
+    world, tmp_path: Path, seed: int, name: str, kind: str, monkeypatch, capsys
 ) -> None:
     """Also where texts end answers, which the servers do not go on with; also if one is killed, or its core alone."""
     rng = random.Random(seed)
     vocabulary = len(task_vocabulary())
-    save_tiny("qwen2", tmp_path / "model", seed=seed % 1000, vocab=vocabulary)
+    save_tiny(kind, tmp_path / "model", seed=seed % 1000, vocab=vocabulary)
     task_tokenizer("running_sums").save_pretrained(tmp_path / "model")
     tokenizer = load_tokenizer(tmp_path / "model", vocabulary)
 
@@ -97,7 +97,7 @@ def test_a_served_checkpoint_answers_as_the_embedded_engine_does(
         run_generate(replace(asked, engine=name, servers=there))
         assert embedded.strip() and capsys.readouterr().out == embedded
         # Somebody gives the server other weights in the middle of an evaluation: under the same name, and another one.
-        save_tiny("qwen2", tmp_path / "other", seed=seed % 1000 + 1, vocab=vocabulary)
+        save_tiny(kind, tmp_path / "other", seed=seed % 1000 + 1, vocab=vocabulary)
         label = engine.labels[server.url]
         engine.http.run(engine.dialect.load_directory(engine.http, server.url, tmp_path / "other", label, 60))
         with pytest.raises(TrainingError, match="has been given other weights since its first answer"):
