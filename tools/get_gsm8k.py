@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write GSM8K (MIT licence) as JSONL files, and the part of it that a small model can begin with.
+"""Write GSM8K (MIT licence) as JSONL files, and the calculations in it, with which a small model can begin.
 
     python tools/get_gsm8k.py [data/gsm8k]
 
@@ -7,8 +7,9 @@ writes train.jsonl (7,473 rows) and test.jsonl (1,319 rows), read from openai/gs
 `datasets`. Without the hub, put the two files of https://github.com/openai/grade-school-math (folder
 grade_school_math/data) there first: they have the same form, and what is there is not fetched again.
 
-train_short.jsonl (752 rows) and test_short.jsonl (120 rows) are made of them: the problems whose worked solutions have
-at most 100 characters, calculator notes (`<<48/2=24>>`) not counted.
+train_calculations.jsonl and test_calculations.jsonl are made of them: the single calculations that the worked solutions
+note (`<<48/2=24>>`), as problems of the same form ("What is 48/2?"). A small model can begin with these. Notes that
+are not one calculation of two numbers, or are wrong, are left out; none of the test file is in the train file.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 ROWS = {"train": 7473, "test": 1319}
-SHORT = 100  # characters
-_NOTE = re.compile(r"<<[^<>]*>>")
+_NUMBER = r"(\d{1,6}(?:\.\d{1,4})?|\.\d{1,4})"
+_NOTE = re.compile(rf"<<\s*{_NUMBER}\s*([-+*/])\s*{_NUMBER}\s*=\s*{_NUMBER}\s*>>")
 
 
 def main() -> None:
@@ -46,12 +48,30 @@ def main() -> None:
             print(f"warning: the {name} split has {len(rows)} rows, the published one has {ROWS[name]}")
         if name in missing:
             _write(directory / f"{name}.jsonl", rows)
-        _write(directory / f"{name}_short.jsonl", [row for row in rows if is_short(row)])
+    held_out = calculations(splits["test"])
+    seen = {row["question"] for row in held_out}
+    _write(directory / "test_calculations.jsonl", held_out)
+    _write(
+        directory / "train_calculations.jsonl", [r for r in calculations(splits["train"]) if r["question"] not in seen]
+    )
 
 
-def is_short(row: Mapping[str, Any]) -> bool:
-    """Whether the worked solution (without its notes and the answer behind `####`) has at most SHORT characters."""
-    return len(_NOTE.sub("", row["answer"].rpartition("####")[0]).strip()) <= SHORT
+def calculations(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The right calculations of two numbers that the rows' solutions note, each once, as rows of GSM8K's form."""
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        for left, sign, right, result in _NOTE.findall(row["answer"]):
+            if _is_right(sign, *map(Fraction, (left, right, result))):
+                question = f"What is {left}{sign}{right}?"
+                answer = f"{left}{sign}{right} = {result}\n#### {result}"
+                found.setdefault(question, {"question": question, "answer": answer})
+    return [*found.values()]
+
+
+def _is_right(sign: str, left: Fraction, right: Fraction, result: Fraction) -> bool:
+    if sign == "/":
+        return right * result == left and right != 0
+    return {"+": left + right, "-": left - right, "*": left * right}[sign] == result
 
 
 def _from_hub(names: Iterable[str], revision: str | None, directory: Path) -> dict[str, list[dict[str, Any]]]:

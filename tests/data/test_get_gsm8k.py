@@ -7,6 +7,8 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
+from operator import add, mul, sub
 from pathlib import Path
 
 from bridge_mcore.config.schema import DataSource
@@ -22,30 +24,42 @@ def call(directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | away)
 
 
-def row(length: int, answer: int) -> dict[str, str]:
-    """A row whose worked solution has `length` characters beside a calculator note, as GSM8K writes them."""
-    steps = "She has 2+3=<<2+3=5>>5 apples. "
-    solution = steps + "x" * (length - len("She has 2+3=5 apples. "))
-    return {"question": f"How many are {length} and {answer}?", "answer": f"{solution}\n#### {answer}"}
+def write(directory: Path, name: str, notes: list[str]) -> None:
+    """A split whose solutions hold these calculator notes, as GSM8K writes them."""
+    rows = [
+        {"question": f"{name} {number}?", "answer": f"So it is $<<{note}>>{note.split('=')[-1]}.\n#### 1"}
+        for number, note in enumerate(notes)
+    ]
+    (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_short_problems_are_those_with_solutions_of_100_characters(tmp_path, seed):
+def test_calculations_are_the_right_ones_of_two_numbers_each_once_and_apart(tmp_path, seed):
     rng = random.Random(seed)
-    lengths = [30, 100, 101, 250, *(rng.randrange(24, 300) for _ in range(20))]
-    for name in ("train", "test"):
-        rows = [row(length, number) for number, length in enumerate(lengths)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    signs: dict[str, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul}
+    right = set()
+    for _ in range(60):
+        left, sign, number = rng.randrange(2, 500), rng.choice([*signs]), rng.randrange(2, 500)
+        right.add((f"{left}{sign}{number}", signs[sign](left, number)))
+    right = {(text, result) for text, result in right if result >= 0}  # notes hold no signs
+    wrong = [f"{text}={result + 1}" for text, result in right]
+    others = ["3+4+5=12", "2*(3+4)=14", "7=7", "5/0=0", "1/3=0.33", "x+1=2", "__import__('os')=1"]
+    notes = [f"{text}={result}" for text, result in right] + wrong + others + ["9/2=4.5", ".5*18=9.00"]
+    write(tmp_path, "train", [*notes, *rng.sample(notes, 20), "6*7=42"])
+    write(tmp_path, "test", ["6*7=42", "8/2=4", "8/2=5"])
     done = call(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "warning: the train split has 24 rows, the published one has 7473" in done.stdout
-    short = [number for number, length in enumerate(lengths) if length <= 100]
-    for name in ("train", "test"):
-        problems = load_problems(DataSource(path=tmp_path / f"{name}_short.jsonl", format="gsm8k"))
-        assert [problem.answer for problem in problems] == [str(number) for number in short]
-        assert all("<<" not in str(problem.trace) for problem in problems)
-    assert {path.name for path in tmp_path.glob("*")} == {
-        f"{name}{kind}.jsonl" for name in ("train", "test") for kind in ("", "_short")
-    }
+    assert f"warning: the train split has {len(notes) + 21} rows, the published one has 7473" in done.stdout
+    train, test = (
+        load_problems(DataSource(path=tmp_path / f"{name}_calculations.jsonl", format="gsm8k"))
+        for name in ("train", "test")
+    )
+    assert {(p.prompt, p.answer) for p in test} == {("What is 6*7?", "42"), ("What is 8/2?", "4")}
+    kept = {(f"What is {text}?", str(result)) for text, result in right} | {
+        ("What is 9/2?", "4.5"), ("What is .5*18?", "9.00")
+    }  # fmt: skip
+    assert {(p.prompt, p.answer) for p in train} == kept - {("What is 6*7?", "42"), ("What is 8/2?", "4")}
+    assert len(train) == len({p.prompt for p in train})
+    assert all(p.trace == f"{p.prompt[8:-1]} = {p.answer}\nThe answer is \\boxed{{{p.answer}}}." for p in train)
 
 
 def test_without_the_hub_it_says_at_once_what_to_do(tmp_path):
@@ -62,4 +76,4 @@ def test_another_file_under_that_name_is_refused(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
     done = call(tmp_path)
     assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path / 'train.jsonl'} is not GSM8K's file")
-    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "train_short.jsonl").exists()
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "train_calculations.jsonl").exists()
