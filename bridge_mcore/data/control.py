@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from bridge_mcore.data.texts import token_ids
 from bridge_mcore.errors import DataError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class TextCodec:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text whose control tokens are meant."""
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return token_ids(self.tokenizer, text)
 
     def spelt(self, text: str) -> list[str]:
         """The control tokens that a text spells."""

@@ -83,17 +83,17 @@ _PLAIN = (
 )
 
 
-def lines(name: str, rows: Notes, encoded: Mapping[str, Notes]) -> Iterator[str]:
+def lines(name: str, rows: Notes, encoded: Mapping[str, Notes], learned: bool = False) -> Iterator[str]:
     """What was done to a source, a line each, nothing where nothing was.
 
     Args:
         name: what the lines call it, such as data.rl.
         rows: of reading it.
         encoded: of making tokens of it: of its "prompts", and of its "traces" (each with its prompt).
+        learned: its traces are learned from, also where their tokens are counted elsewhere.
     """
     facts = {"all": rows["rows"], "traces": rows["with_trace"]}
-    traces = "traces" in encoded or rows["contradicting_traces"] + rows["unboxed"] > 0
-    yield from _lines(name, rows, {**_ROWS, **(_TRACE_ROWS if traces else {})}, facts)
+    yield from _lines(name, rows, {**_ROWS, **(_TRACE_ROWS if learned or "traces" in encoded else {})}, facts)
     said: set[str] = set()
     for what, notes in encoded.items():
         facts["all"] = notes["kept"] + notes["cut"] + notes["dropped"]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from bridge_mcore.config.schema import Data
 from bridge_mcore.data.notes import Notes
 from bridge_mcore.data.problem import Problem
-from bridge_mcore.data.templates import EncodedTrace, PromptTemplate, is_far_over
+from bridge_mcore.data.templates import EncodedTrace, PromptTemplate
+from bridge_mcore.data.texts import is_far_over
 from bridge_mcore.errors import CheckpointError, DataError
 from bridge_mcore.monitoring.text import visible
 

@@ -25,7 +25,7 @@ from bridge_mcore.data.problem import DEFAULT_REWARD, Problem
 from bridge_mcore.data.problems import load_problems
 from bridge_mcore.data.stops import load_tokenizer, stop_token_ids
 from bridge_mcore.data.templates import PromptTemplate
-from bridge_mcore.errors import CheckpointError, DataError
+from bridge_mcore.errors import CheckpointError, ConfigError, DataError
 
 _DATA_FILES = ("train_sft.jsonl", "train_rl.jsonl")
 #: Problems of a bare file that are counted, where fewer are shown.
@@ -150,6 +150,9 @@ def preview_file(
         keys: KEY=VALUE of a data source.
         chosen: how many problems are shown, or the id of those; and whether without their traces.
     """
+    path = typed_path(data, "DATA")
+    if keys and (path.suffix in (".yaml", ".yml") or not path.exists()):
+        raise ConfigError(f"--source says how a data file is read, and {data} is none; a recipe has such keys itself")
     config = load_values(Config, settings)
     source = load_values(DataSource, ["bad_rows=skip", *keys])
     number, wanted, prompts_only = chosen

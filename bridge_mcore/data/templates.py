@@ -20,6 +20,7 @@ from bridge_mcore.data.chat_render import ChatTemplateError, render_chat
 from bridge_mcore.data.control import TextCodec
 from bridge_mcore.data.notes import Notes
 from bridge_mcore.data.problem import Problem
+from bridge_mcore.data.texts import beginning, check_unicode, token_ids
 from bridge_mcore.data.thoughts import THOUGHTS, closed_at_end, opened_at_end, opening_of
 from bridge_mcore.errors import ConfigError, DataError
 
@@ -34,6 +35,8 @@ _ABEL = "Question:\n{question}\nAnswer:\nLet's think step by step.\n"
 _PROBE = "bridge mcore probe"
 #: The word that stands for what a template says by itself (`data.instruction`).
 AUTO = "auto"
+#: Characters of a text that is not read a second time.
+_LONG = 1 << 20
 #: Characters of a question from which on a trace that begins with them repeats it.
 _QUESTION = 8
 #: Texts at which an answer is over though no end token came: a base model goes on with the next question. ChatML and
@@ -226,7 +229,7 @@ class PromptTemplate:
         if unknown := ids.count(self.texts.unknown) if self.texts.unknown is not None else 0:
             self.notes.add(f"unknown_{what}s", str(problem))
             self.notes[f"unknown_{what}_tokens"] += unknown
-        if any(map(self.texts.loses, texts)):
+        if any(len(text) < _LONG and self.texts.loses(text) for text in texts):
             self.notes.add(f"lost_{what}s", str(problem))
 
     @cached_property
@@ -277,7 +280,7 @@ class PromptTemplate:
         return messages[0]["role"] == "system" and messages[0]["content"] not in (self.system_prompt, _PROBE)
 
     def _text_ids(self, text: str) -> list[int]:
-        return _ids(self.tokenizer, text)
+        return token_ids(self.tokenizer, text)
 
     @cached_property
     def _bos(self) -> list[int]:
@@ -287,42 +290,6 @@ class PromptTemplate:
     @property
     def _tokenizer_name(self) -> str:
         return f"the tokenizer {self.tokenizer.name_or_path}".rstrip()
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def check_unicode(text: str) -> None:
-    """Raise DataError for a text that no tokenizer takes: half of a surrogate pair has no UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"a text is not valid Unicode: half of a surrogate pair at character {error.start + 1}; mend the text"
-        ) from None
-
-
-def is_far_over(text: str, most: int | None) -> bool:
-    """Whether a text has so many characters that, within `most` tokens, each would stand for dozens of them."""
-    return most is not None and len(text) > 64 * most + 10_000
-
-
-def beginning(tokenizer: PreTrainedTokenizerBase, text: str, most: int | None) -> str:
-    """The text; or, where it is far longer than `most` tokens, as much of it as makes more than twice as many.
-
-    Tokenizing takes hundreds of bytes a character: what cannot fit is not tokenized to its end. Nothing is assumed of
-    the tokenizer (one may read a whole text as one unknown token): what of the beginning makes too few tokens is taken
-    four times as long.
-    """
-    if most is None or not is_far_over(text, most):
-        return text
-    size = 4 * most + 1000
-    while size < len(text):
-        if len(_ids(tokenizer, text[:size])) > 2 * most + 100:
-            return text[:size]
-        size *= 4
-    return text
 
 
 def render_prompt(

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 
+from bridge_mcore.rewards.conditions import as_condition, as_region, pieces_of
 from bridge_mcore.rewards.exact import canonical
 from bridge_mcore.rewards.formula import read_formula
-from bridge_mcore.rewards.pieces import REALS, complement, intersection, joined, overlap, point
+from bridge_mcore.rewards.names import is_name
+from bridge_mcore.rewards.pieces import REALS, complement, intersection, point
 from bridge_mcore.rewards.primes import TooHard
 from bridge_mcore.rewards.ratios import read_time
 from bridge_mcore.rewards.structure import Answer, Piece, flat, plain_words, spans, split
@@ -27,7 +29,7 @@ _MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\en
 _NUMERAL = re.compile(
     r"(?P<sign>-?)(?P<round>\()?(?:\\text\{)?(?P<digits>[0-9A-Za-z]+(?:,[0-9A-Za-z]{3})*(?:\.[0-9A-Za-z]+)?)\}?(?(round)\))"
     r"(?:_(?:\{\(?(?:\\text\{)? ?(?:base ?)?\}?(?P<base>\d+|[a-z]+)\}?\)?\}|(?P<b1>\d))"
-    r"|(?:\\text\{ ?(?:in )?| (?:in )?)base[- ]?\}?(?P<b2>\d+|[a-z]+)\}?)",
+    r"|(?:\\text\{ ?\(?(?:in )?| (?:in )?)base[- ]?\}?(?P<b2>\d+|[a-z]+)\)?\}?)",
     re.ASCII,
 )
 _BASE_NAMES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
@@ -163,48 +165,9 @@ def _list(text: str, parts: list[str], separators: list[str], depth: int) -> Ans
         if "or" in separators or "and" in separators:
             raise Unreadable
         return items[0]
-    if region := _conditions(text, items, set(separators)):
+    if region := as_condition(text, items, set(separators)):
         return region
     return Answer("list", text, items)
-
-
-def _conditions(text: str, items: tuple[Answer, ...], separators: set[str]) -> Answer | None:
-    r"""``x<1 or x>2`` and ``-2<x<9, x \ne 5`` and ``x \ne 1, 6`` as one region.
-
-    Conditions that are joined by a comma hold together; where they cannot, as in ``x<1, x>2``, each is a case.
-    """
-    first = items[0]
-    if any(item.kind == "region" for item in items):
-        items = tuple(_case(item) for item in items)
-    if first.kind == "region" and first.label and all(item.kind == "value" for item in items[1:]):
-        if r"\ne" not in first.text or len(first.pieces) != 2:
-            return None
-        others = intersection(first.pieces, complement([point(item.text) for item in items[1:]]))
-        return Answer("region", text, pieces=tuple(others), label=first.label)
-    labels = {item.label for item in items}
-    if len(labels) != 1 or any(item.kind != "region" for item in items):
-        return None
-    label = labels.pop()
-    every = tuple(piece for item in items for piece in item.pieces)
-    if separators <= {"or", r"\lor", r"\vee"}:
-        if overlap(every):
-            raise Unreadable
-        return Answer("region", text, pieces=every, label=label)
-    if not label or separators & {"or", r"\lor", r"\vee"}:
-        return None
-    both: list[Piece] = [REALS]
-    for item in items:
-        both = intersection(both, item.pieces)
-    if not both and separators <= {",", ";"}:
-        return Answer("region", text, pieces=tuple(joined(every)), label=label)
-    return Answer("region", text, pieces=tuple(both), label=label) if both else None
-
-
-def _case(item: Answer) -> Answer:
-    """``x=2`` among conditions is the one point 2."""
-    if item.kind == "relation" and item.signs == ("=",) and is_name(item.items[0].text):
-        return Answer("region", item.text, pieces=(point(item.items[1].text),), label=item.items[0].text)
-    return item
 
 
 def _union(text: str, parts: list[str], signs: list[str], depth: int) -> Answer:
@@ -215,17 +178,13 @@ def _union(text: str, parts: list[str], signs: list[str], depth: int) -> Answer:
     if set(signs) == {r"\cup"} and all(item.kind == "set" for item in read_parts):
         return Answer("set", text, tuple(one for item in read_parts for one in item.items))
     label = next((item.label for item in read_parts if item.label), "")
-    pieces = _pieces(read_parts[0])
+    pieces = pieces_of(read_parts[0])
     for item, sign in zip(read_parts[1:], signs, strict=True):
         if sign == r"\cup":
-            pieces = [*pieces, *_pieces(item)]
+            pieces = [*pieces, *pieces_of(item)]
         else:
-            pieces = intersection(pieces, _pieces(item) if sign == r"\cap" else complement(_pieces(item)))
+            pieces = intersection(pieces, pieces_of(item) if sign == r"\cap" else complement(pieces_of(item)))
     return Answer("region", text, pieces=tuple(pieces), label=label)
-
-
-def _pieces(item: Answer) -> list[Piece]:
-    return [point(one.text) for one in item.items] if item.kind == "set" else list(as_region(item).pieces)
 
 
 def _points(text: str) -> list[Piece]:
@@ -240,42 +199,6 @@ def _points(text: str) -> list[Piece]:
     return [point(one) for one in texts]
 
 
-def as_region(answer: Answer) -> Answer:
-    """The region that an answer is or, for a pair in round brackets, may be.
-
-    :raises Unreadable: it is none.
-    """
-    if answer.kind == "region":
-        return answer
-    if answer.kind == "tuple" and len(answer.items) == 2 and answer.text.startswith("("):
-        low, high = answer.items
-        return Answer("region", answer.text, pieces=(Piece(low.text, high.text, False, False),))
-    raise Unreadable
-
-
-_NO_NAMES = "frac|sqrt|pi|infty|text|pm|mp|log|ln|sin|cos|tan|binom"
-_MARKED = "mathbf|boldsymbol|bm|mathcal|mathbb|mathfrak|vec|overrightarrow|hat|widehat|bar|tilde|dot|ddot"
-_NAME = re.compile(
-    rf"(?:\\overline\{{[A-Z ]+\}}|\\(?:{_MARKED})\{{(?:\\(?:{_MARKED})\{{[A-Za-z ]+\}}|\\?[A-Za-z ]+)\}}"
-    rf"|\\(?!{_NO_NAMES})[A-Za-z]+(?![A-Za-z])|[A-Za-z]|_(?:\{{[^{{}}]*\}}|\w)|'"
-    r"|\^\{?\\prime\}?"
-    r"|\((?:[A-Za-z](?:,[A-Za-z])*|-?\d+)\)|\\text\{[^{}]*\}| )+"
-)
-
-
-_MATRIX_NAME = re.compile(r"\^(?:\{(?:-1|\\?top|T|t|\\?prime|\*|\d)\}|\\top|[Tt*\d])\Z")
-
-
-def is_name(text: str) -> bool:
-    """``x``, ``AB``, ``f(x)``, ``\\angle ABC``, ``m_{\\max}``, ``(x, y)``: what stands left of the = of an answer."""
-    return len(text) <= 60 and _NAME.fullmatch(text) is not None and text not in ("e", "i")
-
-
-def is_matrix_name(text: str) -> bool:
-    """``A``, ``A^{-1}``, ``\\mathbf{M}^T``: what may stand left of the = of a matrix."""
-    return is_name(_MATRIX_NAME.sub("", text)) and not text[:1].islower()
-
-
 def _relation(text: str, parts: list[str], signs: list[str], depth: int) -> Answer:
     if len(parts) > 6 or not parts[-1]:
         raise Unreadable
@@ -288,7 +211,7 @@ def _relation(text: str, parts: list[str], signs: list[str], depth: int) -> Answ
             raise Unreadable
         inner = read(parts[1], depth + 1)
         if signs == [r"\notin"]:
-            return Answer("region", text, pieces=tuple(complement(_pieces(inner))), label=parts[0])
+            return Answer("region", text, pieces=tuple(complement(pieces_of(inner))), label=parts[0])
         if inner.kind == "tuple":
             inner = as_region(inner)
         return Answer(inner.kind, text, inner.items, inner.signs, inner.pieces, label=parts[0])

@@ -57,9 +57,9 @@ def text_golds(problems: Iterable[Problem]) -> list[str]:
     found: dict[str, list[str]] = {}
     for problem in {problem.id: problem for problem in problems if problem.reward == "math"}.values():
         counts[problem.source] += 1
-        gold = gold_text(problem.answer)
-        if gold and is_only_text(gold):
-            found.setdefault(problem.source, []).append(gold)
+        golds = [gold_text(gold) for gold in problem.answer.split(ANY_OF)]
+        if all(gold and is_only_text(gold) for gold in golds):
+            found.setdefault(problem.source, []).append(str(golds[0]))
     return [
         f"· {len(golds)} of {counts[source]} golds of {source} can only be compared as text: no other spelling of them "
         f"is ever right; the first: {shortened(golds[0], 60)!r}"

@@ -13,7 +13,7 @@ _Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 _SIZES = "tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge"
 _NOTHING = (
     f"{_SIZES}|scriptstyle|scriptscriptstyle|limits|nolimits|bfseries|itshape|rmfamily|centering|noindent|par|null|relax"
-    r"|strut|mathstrut|nonumber|notag|allowbreak|nobreak|hfill|protect|boldmath"
+    r"|strut|mathstrut|mathopen|mathclose|mathpunct|nonumber|notag|allowbreak|nobreak|hfill|protect|boldmath"
 )
 _SPACE_NAMES = "enspace|enskip|thinspace|medspace|thickspace|negthinspace|negmedspace|negthickspace|newline|space"
 _LENGTH = r"-?\s*\d*\.?\d+\s*(?:pt|em|ex|mu|cm|mm|in)"
@@ -27,15 +27,17 @@ _DRESSED = re.compile(rf"\\(?:{_DRESS})\s*\{{((?:[^{{}}]|{_GROUP})*)\}}")
 _BOLD = re.compile(rf"\\(?:mathbf|boldsymbol|bm|pmb)\s*\{{((?:[^{{}}]|{_GROUP})*)\}}")
 #: A letter in bold may be a vector; a number or a formula in bold is only bold.
 _BOLD_NAME = re.compile(r"\s*(?:\\?[A-Za-z]+|\\(?:hat|vec|bar)\s*\{?\\?[A-Za-z]+\}?)\s*")
-_INFIX = re.compile(r"\{((?:[^{}]|" + _GROUP + r")*?)\\(over|choose)(?![A-Za-z])((?:[^{}]|" + _GROUP + r")*)\}")
+_INFIX = re.compile(r"\{((?:[^{}]|" + _GROUP + r")*?)\\(over|choose|atop)(?![A-Za-z])((?:[^{}]|" + _GROUP + r")*)\}")
 _BARE_INFIX = re.compile(r"\(?\s*(\d+|[a-z])\s*\\(over|choose)\s*(\d+|[a-z])\s*\)?")
 #: What may follow a command in braces of its own: `\cmd{...}`.
 _RARE = re.compile(
     rf"\\(?:{_NOTHING}|{_SPACE_NAMES}|{_DRESS}|mathbf|boldsymbol|bm|pmb|[hv]?phantom|[hv]space|[hm]?skip|m?kern|mskip"
-    r"|textcolor|color|colorbox|fcolorbox|over|choose|textsf|texttt|textsc|textsl|textmd|emph|hbox|middle|m(?:left|right)"
+    r"|textcolor|color|colorbox|fcolorbox|over|choose|atop|textsf|texttt|textsc|textsl|textmd|emph|hbox|middle|m(?:left|right)"
     r"|nicefrac|sfrac|flatfrac|degrees?|textdegree|ang|leqq|geqq|lbrack|rbrack|dot|bar|overset|overline|label"
     r"|[pbBvV]?matrix|begin|hline|cr|bmod|coloneqq|vcentcolon|equiv|rm|bf|it|sf|tt|mapsto|[ij]math|hat|vec|widehat)(?![A-Za-z])"
-    r"|\\\\\s*\Z|\A\s*\\\\|\A\s*<|:=|\b(?:np|numpy|math)\.|\^\s*\{?\s*(?:\\text\{)?o|\.\d*\(\d|\{:\}|[\]\[]"
+    r"|\\\\\s*\Z|\A\s*\\\\|\A\s*<|:=|\{\}\s*\^|(?<!\\)\\\Z|\\text\{\s*\^|\d\s*\\circ|\\math(?:bb|cal|frak|scr)\s*\{\d"
+    r"|[)\]]\s*(?:-|\\backslash|\\smallsetminus)\s*\\\{|\(\s*[a-z]\s*\\ne|\{\s*(?:with|but|where)\s*\}"
+    r"|\\(?:text|mathrm)\{\s*o\s*\}|[_^]\{?(?:\d{1,4}|[a-z])\}?\s*C_|\b(?:np|numpy|math)\.|\^\s*\{?\s*(?:\\text\{)?o|\.\d*\(\d|\{:\}|[\]\[]"
 )
 _RULES: list[_Rule] = [
     (re.compile(r"\\label\s*\{[^{}]*\}|\\hline(?![A-Za-z])"), ""),
@@ -54,6 +56,13 @@ _RULES: list[_Rule] = [
     (re.compile(r"\\lbrack(?![A-Za-z])"), "["),
     (re.compile(r"\\rbrack(?![A-Za-z])"), "]"),
     (re.compile(r"\{:\}"), ":"),
+    (re.compile(r"(?<!\\)\{\}(?=\s*\^)|(?<!\\)\\\Z"), ""),
+    (re.compile(r"\\text\{\s*\^\\circ\s*\}|(?<=\d)\s*\\circ(?![A-Za-z])"), r"^\\circ "),
+    (re.compile(r"\\math(?:bb|cal|frak|scr)\s*\{(\d[\d.,]*)\}"), r"\1"),
+    (re.compile(r"(?<=[)\]])\s*(?:-|\\backslash|\\smallsetminus)\s*(?=\\\{)"), r"\\setminus "),
+    (re.compile(r"\s*\(\s*([a-z]\s*\\ne(?:q)?(?![A-Za-z])[^()]*)\)\s*\Z"), r",\1"),
+    (re.compile(r"\\text\{[\s,]*(?:with|but|where)\s*\}(?=\s*[a-z]\s*\\ne)"), ","),
+    (re.compile(r"(?:\{\})?[_^]\{?(\d+|[a-z])\}?\s*C_\{?(\d+|[a-z])\}?"), r"\\binom{\1}{\2}"),
     (re.compile(r"\{\s*\\(?:rm|bf|it|sf|tt)\s+([A-Za-z. ]+)\}"), r"\\text{\1}"),
     (re.compile(r"\\(?:rm|bf|it|sf|tt)(?![A-Za-z{])\s*(?!\{)"), ""),
     (re.compile(r"\A\s*<([^<>=]+,[^<>=]+)>\s*\Z"), r"\\langle \1\\rangle"),
@@ -63,7 +72,8 @@ _RULES: list[_Rule] = [
     (re.compile(r"\\ang\s*\{([^{}]*)\}"), r"\1^\\circ "),
     (re.compile(r"\^\s*(?:\{\s*)?\\(?:degrees?|textdegree)(?![A-Za-z])(?:\s*\})?|\\(?:degrees?|textdegree)(?![A-Za-z])"),
      r"^\\circ "),
-    (re.compile(r"(?<=[\d)}])\s*\^\s*(?:\{\s*o\s*\}|\{?\s*\\text\{\s*o\s*\}\s*\}?|o)(?![A-Za-z])"), r"^\\circ "),
+    (re.compile(r"(?<=[\d)}])\s*\^\s*(?:\{\s*o\s*\}|\{?\s*\\(?:text|mathrm)\{\s*o\s*\}\s*\}?|o)(?![A-Za-z])"),
+     r"^\\circ "),
     (re.compile(r":=|\\coloneqq(?![A-Za-z])|\\vcentcolon\s*="), "="),
     (re.compile(r"(?:[a-zA-Z]\s*:\s*)?(?<![A-Za-z\\])([a-zA-Z])\s*\\mapsto(?![A-Za-z])\s*"), r"f(\1)="),
     (re.compile(r"\\pmatrix\s*\{(.*)\}", re.DOTALL), r"\\begin{pmatrix}\1\\end{pmatrix}"),
@@ -76,6 +86,9 @@ _RULES: list[_Rule] = [
 ]  # fmt: skip
 _NOTHING_RULE = re.compile(rf"\\(?:{_NOTHING})(?![A-Za-z])\s*")
 
+#: A matrix as programs print it: `[[1, 2], [3, 4]]`.
+_ROWS = re.compile(r"\[\s*(\[[^\[\]]*\](?:\s*,\s*\[[^\[\]]*\])*)\s*\]")
+_ROW = re.compile(r"\[([^\[\]]*)\]")
 _BRACKETED_MATRIX = re.compile(
     r"(?P<open>\(|\[|\\\{|\|)\s*\\begin\{(?:matrix|array)\}(?P<inside>(?:(?!\\begin\{|\\end\{).)*)"
     r"\\end\{(?:matrix|array)\}\s*(?P<close>\)|\]|\\\}|\|)",
@@ -116,10 +129,14 @@ def plain_latex(text: str) -> str:
         text = _DRESSED.sub(r"{\1}", text)
         text = _NOTHING_RULE.sub("", text)
         text = _BOLD.sub(lambda found: found[0] if _BOLD_NAME.fullmatch(found[1]) else "{" + found[1] + "}", text)
-        if "\\over" in text or "\\choose" in text:
+        if any(command in text for command in ("\\over", "\\choose", "\\atop")):
             text = _INFIX.sub(_quotient, text)
         if text == before:
             break
+    if whole := _ROWS.fullmatch(text.strip()):
+        text = (
+            r"\begin{bmatrix}" + r"\\".join(row.replace(",", "&") for row in _ROW.findall(whole[1])) + r"\end{bmatrix}"
+        )
     if whole := _BARE_INFIX.fullmatch(text.strip()):
         text = _quotient(whole)
     if r"\equiv" in text and "mod" not in text:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from bridge_mcore.rewards.answers import is_name, read
+from bridge_mcore.rewards.answers import read
 from bridge_mcore.rewards.exact import canonical, number
 from bridge_mcore.rewards.formula import read_formula
+from bridge_mcore.rewards.names import is_name
 from bridge_mcore.rewards.primes import TooHard
 from bridge_mcore.rewards.structure import INFINITIES, Answer
 from bridge_mcore.rewards.terms import Arithmetic

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bridge_mcore.rewards.answers import as_region
+from bridge_mcore.rewards.conditions import as_region
 from bridge_mcore.rewards.pieces import joined, overlap
 from bridge_mcore.rewards.relations import same_label
 from bridge_mcore.rewards.structure import Answer, Piece

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from bridge_mcore.rewards.answers import is_matrix_name, is_name, read
+from bridge_mcore.rewards.answers import read
+from bridge_mcore.rewards.names import is_matrix_name, is_name
 from bridge_mcore.rewards.notation import PLAIN_WORDS
 from bridge_mcore.rewards.primes import TooHard
 from bridge_mcore.rewards.structure import Answer, flat

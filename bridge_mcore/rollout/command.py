@@ -12,7 +12,7 @@ import torch
 
 from bridge_mcore.config.schema import Parallel
 from bridge_mcore.data.problem import Problem
-from bridge_mcore.data.templates import check_unicode
+from bridge_mcore.data.texts import check_unicode
 from bridge_mcore.errors import ConfigError
 from bridge_mcore.monitoring.text import visible
 from bridge_mcore.platform.device import setup_device

@@ -76,7 +76,7 @@ class DataRecord:
         """What was done to the data, a line each."""
         for name, rows in self._rows.items():
             made = {what: notes for (key, what), notes in self._encoded.items() if key == name}
-            yield from lines(name, rows, made)
+            yield from lines(name, rows, made, self._is_learned(name))
 
     def _note(self, key: str, source: DataSource, problems: Sequence[Problem], commit: str | None) -> None:
         rewards = sorted({p.reward for p in problems})

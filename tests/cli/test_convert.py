@@ -76,7 +76,8 @@ def test_a_checkpoint_is_cast_and_cut_anew(world, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["hf-to-mcore", "{}/none", "{}/x"], "is no HF checkpoint"),
+        (["hf-to-mcore", "{}/none", "{}/x"], "none does not exist"),
+        (["hf-to-mcore", "{}/run", "{}/x"], "is no HF checkpoint"),
         (["hf-to-mcore", "{}/hf", "{}/x", "--tp", "7"], "--tp 7 does not divide"),
         (["hf-to-mcore", "{}/hf", "{}/hf"], "in one another"),
         (["mcore-to-hf", "{}/hf", "{}/x"], "no Megatron distributed checkpoint"),

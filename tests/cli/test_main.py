@@ -234,6 +234,8 @@ class TestEvaluate:
             ),
             (("--suite", "papre"), "did you mean 'paper'?"),
             (("--suite", "paper", "--only", "math50"), "did you mean 'math500'?"),
+            (("--suite", "paper", "--only", " , "), "names no benchmark; leave it out for all of them"),
+            (("--suite", "paper", "--only", ""), "names no benchmark"),
             (("--suite", "paper", "--data-dir", "gone"), "--data-dir gone is no directory"),
         ],
     )

@@ -110,6 +110,19 @@ def test_a_run_counts_and_says_them(tmp_path, rewards):
     assert "another right answer" in alone and "traces" not in alone  # of RL alone
 
 
+def test_what_was_done_to_a_mixed_source_is_said_of_that_source(tmp_path, rewards):
+    one = DataSource(path=write(tmp_path / "a.jsonl", ROWS))
+    more = DataSource(path=write(tmp_path / "b.jsonl", [{"problem": "7?", "answer": "7", "solution": "It is 7."}]))
+    record = DataRecord(Config())
+    assert len(record.load("data.rl", one, more)) == 6
+    record.counts("data.rl", "traces")["kept"] = 6
+    record.check_contradictions(rewards.judge)
+    assert [line.partition(" (")[0] for line in record.lines()] == [
+        "· data.rl_more.0: 1 of 1 traces got a box with their row's answer at the end, for the reward reads boxes"
+    ]
+    assert json.loads(record.text())["data.rl_more.0"]["rows"]["boxed"] == 1
+
+
 def test_a_run_refuses_them_by_a_key(tmp_path, rewards):
     with pytest.raises(
         DataError, match=r"data\.rl has 1 rows .*: 6 and 7\. Mend the rows, or set data\.contradictions"

@@ -14,7 +14,8 @@ import pytest
 from bridge_mcore.config.schema import DataSource
 from bridge_mcore.data.card import card_of
 from bridge_mcore.data.prepare.output import write_prepared
-from bridge_mcore.data.prepare.recipe import built_in, load_recipe, recipe_path
+from bridge_mcore.data.prepare.recipe import built_in, from_hub, load_recipe, recipe_path
+from bridge_mcore.data.problem import ANY_OF
 from bridge_mcore.data.problems import load_problems
 from bridge_mcore.data.rows import last_boxed
 from bridge_mcore.errors import BridgeError, ConfigError, DataError
@@ -314,8 +315,38 @@ def test_built_in_recipes_are_sound(tmp_path):
         assert recipe_path(name).read_text().startswith("# ")
     with pytest.raises(ConfigError, match=r"^math: .* by hand: .*math\.8k\.json.*DIR/limr/math\.8k\.json.*files=DIR"):
         load_recipe("paper")
+    (tmp_path / "limr").mkdir()
+    with pytest.raises(ConfigError, match=rf"^math: .* Put it at {tmp_path}/limr/math\.8k\.json; what else"):
+        load_recipe("paper", [f"files={tmp_path}"])
+    write(tmp_path / "limr" / "math.8k.json", [{"prompt": "q", "answer": "1"}])
+    loaded = load_recipe("paper", [f"files={tmp_path}"])  # with the one file that no hub has, the rest is the hub's
+    assert [line.split(":")[0].removeprefix("· ") for line in from_hub(loaded)] == [
+        "limr", "deepmath", "math500", "aime24", "amc23", "minerva_math", "olympiadbench"
+    ]  # fmt: skip
+    assert not from_hub(load_recipe("gsm8k"))  # nothing was to lie anywhere else
+    with pytest.raises(ConfigError, match=r"files = .*nowhere is no directory"):
+        load_recipe("gsm8k", [f"files={tmp_path / 'nowhere'}"])
     for name in ("limr", "gsm8k", "openr1", "aime_hub"):
         assert load_recipe(name).prompts[0].dataset
+
+
+def test_a_recipe_takes_the_words_of_a_data_source(tmp_path):
+    """As in a run's configuration; a trace is checked by its box where its reward reads boxes."""
+    rows = [{"q": f"{n}?", "a": [str(n), f"{n}.0"], "t": f"Answer: {n}"} for n in range(3)]
+    write(tmp_path / "a.jsonl", rows)
+    keys = {"prompt_field": "q", "answer_field": "a", "trace_field": "t", "golds": "any"}
+    source = {"name": "a", "path": str(tmp_path / "a.jsonl"), **keys}
+    card, out = run(recipe_file(tmp_path, prompts=[source | {"reward": "plugin:mine.py:judge"}]))
+    found = load_problems(DataSource(path=out / "train_sft.jsonl", reward="plugin:mine.py:judge"))
+    assert [(p.prompt, p.answer, p.trace) for p in found] == [
+        (f"{n}?", f"{n}{ANY_OF}{n}.0", f"Answer: {n}") for n in range(3)
+    ]
+    assert card["counts"]["traces"] == {"not verified, reward plugin": 3}
+    assert card["sources"][0]["done"] == {"any_listed_golds": 3}
+    card, out = run(recipe_file(tmp_path, prompts=[source]), f"output={tmp_path / 'b'}")
+    assert card["counts"]["traces"] == {"no box": 3}
+    with pytest.raises(ConfigError, match="trace_field and trace_fields say the same"):
+        load_recipe(recipe_file(tmp_path, prompts=[source | {"trace_fields": ["t"]}]))
 
 
 @pytest.mark.parametrize(

@@ -212,4 +212,5 @@ def test_the_command_takes_configurations_and_own_columns(run_file, model, tmp_p
     text = command(tmp_path / "train.jsonl", "--model", model, *options)
     assert "Answer: 0<|im_end|>" in text and "boxed" not in text
     assert command(tmp_path / "train.jsonl", *options).startswith("2: error: give --model")
+    assert "running_sums is none" in command("running_sums", "--model", model, "--source", "reward=choice")
     assert command(tmp_path / "train.jsonl", "data.rl", "--model", model).startswith("2: error: 'data.rl' goes with")

@@ -15,7 +15,8 @@ from bridge_mcore.data import chat_render
 from bridge_mcore.data.pairs import check_tokenizer, encode_prompts, encode_traces
 from bridge_mcore.data.problem import Problem, problem_id
 from bridge_mcore.data.problems import load_problems
-from bridge_mcore.data.templates import INSTRUCTION, TEMPLATES, PromptTemplate, is_far_over, render_prompt, render_trace
+from bridge_mcore.data.templates import INSTRUCTION, TEMPLATES, PromptTemplate, render_prompt, render_trace
+from bridge_mcore.data.texts import is_far_over
 from bridge_mcore.data.tokenizer import task_tokenizer
 from bridge_mcore.errors import CheckpointError, ConfigError, DataError
 

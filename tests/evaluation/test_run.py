@@ -19,7 +19,7 @@ from bridge_mcore.evaluation.answerer import gathered
 from bridge_mcore.evaluation.command import _alone, read_answers, run_evaluation, run_scores
 from bridge_mcore.evaluation.options import EvaluationOptions, Serving, Subject
 from bridge_mcore.evaluation.records import Record, RecordFile, read_records
-from bridge_mcore.evaluation.suites import Answers, Benchmark, Suite
+from bridge_mcore.evaluation.suites import SUITES, Answers, Benchmark, Suite, load_suite
 from bridge_mcore.platform.locks import LockHeld
 from bridge_mcore.rollout.embedded import EmbeddedEngine
 from tests.models import save_tiny
@@ -249,6 +249,69 @@ def test_a_restart_forgets_benchmarks_that_are_not_asked_now(model, tmp_path):
 def test_one_command_at_a_time(model, tmp_path):
     with _alone(tmp_path / "tiny"), pytest.raises(LockHeld, match=r"is being written by process \d+ on "):
         run_evaluation(options(model, tmp_path, limit=1))
+
+
+def test_rows_that_repeat_each_other_are_one_problem(model, tmp_path, capsys):
+    """Also letter by letter; and what contradicts itself is said, as is what the tokenizer does not know."""
+    rows = [{"question": f"Q:a{i}b2A:", "answer": str(i + 2)} for i in (1, 2, 2, 3, 1)]
+    rows += [{"question": "Q:a3b2A:", "answer": "7"}, {"question": "Q:a4b2 ?A:", "answer": "6"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmark = Benchmark(name="twice", source=DataSource(path=tmp_path / "rows.jsonl"))
+    run_evaluation(options(model, tmp_path, suite=Suite(max_new_tokens=4, benchmarks=[benchmark])))
+    said = capsys.readouterr().out
+    assert "twice: 2 rows repeat a problem, which is asked once" in said
+    assert "twice: 1 of 5 rows ask what another row asks, with another right answer" in said
+    assert "twice: 1 of 5 prompts hold " in said
+    assert len(read_records(tmp_path / "tiny/records/twice.jsonl")) == 5
+
+
+def test_the_commit_of_a_hub_set_is_said_and_recorded(model, tmp_path, monkeypatch, capsys):
+    import datasets
+    import huggingface_hub
+
+    asked: list[str | None] = []
+
+    def load_dataset(name, config, *, split, revision):
+        asked.append(revision)
+        return datasets.Dataset.from_list([{"question": "Q:a1b2A:", "answer": "3"}])
+
+    class HfApi:
+        def dataset_info(self, name, revision):
+            if name == "nobody/answers":
+                raise ConnectionError("no hub")
+            return type("Info", (), {"sha": "c" * 40})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(huggingface_hub, "HfApi", HfApi)
+
+    def evaluated(output: str, **source: str) -> tuple[str, str | None]:
+        suite = Suite(max_new_tokens=4, benchmarks=[Benchmark(name="hub", source=DataSource(**source))])
+        run_evaluation(options(model, tmp_path / output, suite=suite))
+        settings = json.loads((tmp_path / output / "tiny/settings.json").read_text())
+        return capsys.readouterr().out, settings["benchmarks"]["hub"]["revision"]
+
+    said, revision = evaluated("a", dataset="some/set")
+    assert f"dataset_revision is not set: what was read is the newest commit of the hub's set: {'c' * 40}" in said
+    assert revision == "c" * 40
+    said, revision = evaluated("b", dataset="some/set", dataset_revision="a" * 40)
+    assert "dataset_revision" not in said and revision == "a" * 40
+    said, revision = evaluated("c", dataset="nobody/answers")
+    assert "the hub does not say which" in said and revision is None
+    assert asked == ["c" * 40, "a" * 40, None]
+
+
+def test_every_hub_set_of_a_suite_or_recipe_that_is_evaluated_on_is_pinned():
+    for name in SUITES:
+        for benchmark in load_suite(name).benchmarks:
+            revision = benchmark.source.dataset_revision
+            assert benchmark.source.dataset is None or (len(revision or "") == 40 and int(revision or "", 16))
+
+
+def test_another_instruction_is_another_evaluation(model, tmp_path):
+    run_evaluation(options(model, tmp_path))
+    run_evaluation(options(model, tmp_path, instruction="auto"))
+    with pytest.raises(ConfigError, match=r"instruction: None, now '\+1\?'"):
+        run_evaluation(options(model, tmp_path, instruction="+1?"))
 
 
 def test_rows_that_repeat_a_problem_are_one_problem(model, tmp_path, capsys):

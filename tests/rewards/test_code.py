@@ -57,8 +57,8 @@ def judge(code: CodeReward, gold: str, program: str) -> Verdict:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Verdict]]:
-    """Judges in this process, with a clock that runs out for nobody: with other work on the cores, a program may not get
-    its second of CPU time before a usual one does, and is undecided then."""
+    """Judges in this process, with a clock that runs out for nobody: with other work on the cores, a program may not
+    get its second of CPU time before the usual one has run out, and is undecided then."""
     settings = SandboxSettings(**LIMITS)
     if (layers := sandbox_layers(settings)).missing:
         pytest.skip("this machine offers no sandbox")

@@ -148,8 +148,10 @@ def test_decide(gold: str, answer: str, verdict: str | None) -> None:
 
 #: Beginnings of what is read in rare notations, without their ends.
 _RARE_UNITS = [
-    "{1\\over 2", "\\dot{3}", "0.\\dot3", "0.(3)", "0.3(", "]1,", "[1,", "\\mathbf{", "\\hat{\\mathbf{i", "for all ", "f(x)=", "√", "²", "12:30",
-    "\\text{ for all real }x ", "\\phantom{", "\\fbox{", "\\pmatrix{1", "x\\mapsto ", "36^\\circ ", "1\u0305", "x\\ne 1,", "9 \\choose 3 ",
+    "{1\\over 2", "\\dot{3}", "0.\\dot3", "0.(3)", "0.3(", "]1,", "[1,", "\\mathbf{", "\\hat{\\mathbf{i", "for all ",
+    "f(x)=", "√", "²", "12:30",
+    "\\text{ for all real }x ", "\\phantom{", "\\fbox{", "\\pmatrix{1", "x\\mapsto ", "36^\\circ ", "1\u0305",
+    "x\\ne 1,", "9 \\choose 3 ",
 ]  # fmt: skip
 
 

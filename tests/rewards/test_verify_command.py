@@ -117,3 +117,20 @@ def test_a_file_that_cannot_be_judged_at_all_ends_so(tmp_path: Path) -> None:
         run(file, "--workers", "1")
     file.write_bytes(b"")
     assert run(file, "--workers", "1")[0] == []
+
+
+def test_golds_that_only_their_own_spelling_can_meet_are_counted(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_bytes(line("5", r"\boxed{5}") + 2 * line("t(0,4]$", r"\boxed{4}") + line(r"\text{Ann}", r"\boxed{Ann}"))
+    _, log = run(file, "--workers", "1")
+    assert "1 of 3 different golds can only be compared as text" in log and "t(0,4]" in log
+    file.write_bytes(line("5", r"\boxed{5}"))
+    assert "as text" not in run(file, "--workers", "1")[1]
+
+
+def test_a_line_with_its_question_is_judged_as_in_training(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    row = {"gold": "7", "response": r"\boxed{3+4}"}
+    rows = [row, row | {"prompt": "What is $3+4$?"}, row | {"prompt": 5}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert [verdict["verdict"] for verdict in run(file, "--workers", "1")[0]] == ["correct", "incorrect", "correct"]

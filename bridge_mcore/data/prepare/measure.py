@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bridge_mcore.data.problem import Problem
-from bridge_mcore.data.templates import PromptTemplate, beginning
+from bridge_mcore.data.templates import PromptTemplate
+from bridge_mcore.data.texts import beginning
 
 
 @dataclass(frozen=True, slots=True)

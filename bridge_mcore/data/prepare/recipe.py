@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from bridge_mcore.config.built_in import named_file, names_in
 from bridge_mcore.config.load import load_section, raise_problems
 from bridge_mcore.config.machine import processes_problem
-from bridge_mcore.config.nearest import nearest
 from bridge_mcore.config.outputs import directory_problem
 from bridge_mcore.config.rewards import RewardName
 from bridge_mcore.config.schema import DataSource
@@ -137,7 +137,7 @@ class Recipe(Section):
 
 def built_in() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in BUILT_IN.glob("*.yaml"))
+    return names_in(BUILT_IN)
 
 
 def built_in_path(name: str) -> Path:
@@ -148,16 +148,7 @@ def built_in_path(name: str) -> Path:
 def recipe_path(name: str) -> Path:
     """The file that a name or path means; a directory called like a recipe is not meant. ConfigError names the nearest
     recipe."""
-    path = typed_path(name, "RECIPE")
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        return path
-    if name in built_in():
-        return built_in_path(name)
-    if path.exists():
-        return path
-    raise ConfigError(
-        f"there is no recipe '{name}'{nearest(name, built_in())}; give a YAML file, or one of {', '.join(built_in())}"
-    )
+    return named_file(typed_path(name, "RECIPE"), BUILT_IN, "recipe")
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
