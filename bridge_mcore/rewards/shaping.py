@@ -25,7 +25,7 @@ class FormatShaping:
 
     Attributes:
         one_box: exactly one `\boxed{…}`, and closed.
-        think: one `<think>…</think>` at the very start, and no other.
+        think: one `<think>…</think>` at the very start, and no other; its opening may be the prompt's.
         answer: exactly one `<answer>…</answer>`.
         finished: it ended by itself, before the limit of tokens.
         pattern: a regular expression that must be found in it (`re.search`, dot matches line ends).
@@ -132,7 +132,7 @@ def well_formed(attempt: Attempt, form: FormatShaping) -> bool:
     text = attempt.response
     return (
         (not form.one_box or _one_closed_box(text))
-        and (not form.think or _THINK.fullmatch(text) is not None)
+        and (not form.think or _THINK.fullmatch(f"<think>{text}" if attempt.thinking else text) is not None)
         and (not form.answer or _ANSWER.fullmatch(text) is not None)
         and (not form.finished or attempt.finished)
         and (form.pattern is None or re.search(form.pattern, text, re.DOTALL) is not None)

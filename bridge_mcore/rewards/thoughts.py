@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-_NAMES = "think|thinking|thought|thoughts|reasoning|seed:think"
-_OPENING = re.compile(rf"<(?:{_NAMES})>|\[THINK\]|<\|begin_of_thought\|>|◁think▷")
-_CLOSING = re.compile(rf"</(?:{_NAMES})>|\[/THINK\]|<\|end_of_thought\|>|◁/think▷")
+from bridge_mcore.data.thoughts import THOUGHTS
+
+_OPENING = re.compile("|".join(map(re.escape, THOUGHTS)))
+_CLOSING = re.compile("|".join(map(re.escape, THOUGHTS.values())))
 _AT_THE_END = re.compile(rf"(?:{_OPENING.pattern})\s*\Z")
 #: Characters of a prompt's end that are looked at.
 TAIL = 80
