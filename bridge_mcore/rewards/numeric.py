@@ -48,16 +48,21 @@ class _Numbers:
 
 
 _MACHINE = _Numbers(cmath, lambda value: complex(float(value)), 0.0, 1e100, 1e4, 1e-6)
-_FUNCTIONS = {
-    "arcsin": "asin",
-    "arccos": "acos",
-    "arctan": "atan",
-    "arccot": "atan",
-    "arcsec": "acos",
-    "arccsc": "asin",
+#: By a library and a value.
+_FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "sin": lambda library, value: library.sin(value),
+    "cos": lambda library, value: library.cos(value),
+    "arcsin": lambda library, value: library.asin(value),
+    "arccos": lambda library, value: library.acos(value),
+    "arctan": lambda library, value: library.atan(value),
+    "arccsc": lambda library, value: library.asin(1 / value),
+    "arcsec": lambda library, value: library.acos(1 / value),
+    "arccot": lambda library, value: library.atan(1 / value),
+    "sinh": lambda library, value: library.sinh(value),
+    "cosh": lambda library, value: library.cosh(value),
+    "tanh": lambda library, value: library.tanh(value),
+    "ln": lambda library, value: library.log(value),
 }
-_FUNCTIONS["ln"] = "log"
-_OF_THE_INVERSE = ("arccot", "arcsec", "arccsc")
 
 
 def clearly_different(arithmetic: Arithmetic, one: Quotient, other: Quotient) -> bool:
@@ -229,11 +234,9 @@ class _Evaluator:
             return 1.3 + shift + cmath.sin(value * (1 + shift) + shift)
         if name == "log":
             return library.log(value) if self._point % 2 else library.log10(value)
-        if name in _OF_THE_INVERSE:
-            value = 1 / value
         if name == "abs":
             return abs(value) + 0j
-        return getattr(library, _FUNCTIONS.get(name, name))(value) + 0j
+        return _FUNCTIONS[name](library, value) + 0j
 
 
 def _factorials(function: str, values: list[Any]) -> complex:
