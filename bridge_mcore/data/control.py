@@ -19,6 +19,7 @@ _LOOKS_LIKE_CONTROL = re.compile(r"<\|[^<>|]*\|>|<｜[^<>｜]*｜>|</?(?:tool|fu
 _OF_AN_ANSWER = re.compile(r"think|thought|reason|solution|answer", re.IGNORECASE)
 #: A character that few tokenizers know, and no normaliser takes away.
 _RARE = "\U00013000"
+_LETTER = "a"
 _PRIVATE = range(0xE000, 0xF8FF)
 
 
@@ -90,14 +91,29 @@ class TextCodec:
             if position % 2:
                 ids += self._as_text(marks[int(piece)])
             elif piece:
-                ids += self.encode(piece)
+                ids += self._going_on(self.encode, piece) if position else self.encode(piece)
         return ids
+
+    def _going_on(self, read: Callable[[str], list[int]], text: str) -> list[int]:
+        """Ids of a text that goes on from another one: without the space that some tokenizers put before every text."""
+        if self._spaced:
+            before, both = read(_LETTER), read(_LETTER + text)
+            if len(both) > len(before) and both[: len(before)] == before:
+                return both[len(before) :]
+        return read(text)
+
+    @cached_property
+    def _spaced(self) -> bool:
+        """Whether the tokenizer puts a space before every text."""
+        letter = self.encode(_LETTER)
+        decoded = [str(self.tokenizer.decode(ids, skip_special_tokens=False)) for ids in (letter, letter + letter)]
+        return decoded[0].strip() == _LETTER and decoded[1].split() == [_LETTER, _LETTER]
 
     def _as_text(self, mark: str) -> list[int]:
         """Ids of the characters of a control token."""
         readings = []
         for parts in ([mark], [mark[:1], mark[1:]], list(mark)):
-            ids = [token for part in parts for token in self._without_added(part)]
+            ids = [token for part in parts for token in self._going_on(self._without_added, part)]
             if ids and not self._ids.intersection(ids):
                 readings.append(ids)
         if readings:

@@ -155,6 +155,10 @@ class Arithmetic:
         if number is not None and number.denominator == 1:
             return self._integer_power(base, int(number))
         value = base.constant()
+        if value == 0 and number is not None:
+            if number < 0:
+                raise TooHard
+            return rational(0)
         if value is not None and value > 0:
             result = rational(1)
             for prime, count in factors(value).items():

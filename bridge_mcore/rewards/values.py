@@ -27,6 +27,7 @@ _DEGREES = re.compile(
     r"((?<![\d.])\d+(?:\.\d+)?|\\frac\{[^{}]*\}\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]|\([^()]*\)|\{[^{}]*\})"
     r"\^(?:\{\\circ\}|\\circ(?![A-Za-z])) ?"
 )
+_PRODUCT = re.compile(r"(?<![_^\d.A-Za-z])(\d+(?:\.\d+)?)\(")
 _COMMANDS_NAMES = """
     frac sqrt binom dbinom tbinom cdot times div pi infty sin cos tan cot sec csc arcsin arccos arctan arccot arcsec
     arccsc sinh cosh
@@ -151,9 +152,10 @@ class Values:
     def _ask(self, gold: str, answer: str) -> Decision:
         if self._oracle is None:
             return None
-        gold, answer = (_in_radians(text) for text in (gold, answer))
+        # Math-Verify leaves out the sign of degrees, and adds 3 and 7 in `3(7)`.
+        gold, answer = (_PRODUCT.sub(r"\1\\cdot(", _in_radians(text)) for text in (gold, answer))
         if r"\circ" in gold + answer:
-            return self._no("degrees that cannot be read")  # Math-Verify would leave the sign out
+            return self._no("degrees that cannot be read")
         return self._oracle(gold, answer) or self._no("different")
 
     @staticmethod

@@ -146,6 +146,17 @@ def test_a_mark_that_the_model_itself_knows_is_taken_apart_or_refused():
         render(odd, "plain", problem("a <eos> a"))
 
 
+@pytest.mark.parametrize("text", ["say </s> now.", "say</s>now.", "</s>now", "a</s>", "</s>", "no mark", "x</s></s> y"])
+def test_a_tokenizer_that_puts_a_space_before_each_text_reads_the_text_as_it_is(text):
+    """As Llama 2's does, whose vocabulary also holds the mark as a piece."""
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((c, -3.0) for c in "▁abcdefghijklmnopqrstuvwxyz</>.")]
+    inner = Tokenizer(models.Unigram(pieces, unk_id=0))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    ids = render(tokenizer, "plain", problem(text))
+    assert tokenizer.eos_token_id not in ids and tokenizer.decode(ids) == text
+
+
 @pytest.mark.parametrize(
     "trace", ["<think>\nSix sevens.\n</think>\n\\boxed{42}", "<think>Six sevens.\n</think>\n\\boxed{42}"]
 )

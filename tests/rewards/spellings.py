@@ -275,6 +275,8 @@ WRONG: Cases = {
     ],
     "base two": [("10", "10_2"), ("1011100_2", "92"), ("1011100", "1011100_3")],
     "percent": [("5", r"500\%"), ("50", r"5000\%")],
+    "products": [(r"\sin(10x)", r"\sin(3(7)x)"), (r"\ln(x+9)", r"\ln(x+2(7))"), (r"\sin 9y", r"\sin(2(7)y)")],
+    "roots of zero": [(r"\sqrt{7}", r"\sqrt{0(7)}"), (r"\sqrt{7}", r"\sqrt{0}"), (r"\sqrt{7}", r"\sqrt[3]{0\cdot 7}")],
     "constants": [
         ("1", r"\tanh 20"), ("1", "1+e^{-400}"), ("262537412640768744", r"e^{\pi\sqrt{163}}"),
         (r"\cos 36^\circ", r"\cos 36"),

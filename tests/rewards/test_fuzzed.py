@@ -18,7 +18,7 @@ def misjudged(rng: random.Random, count: int) -> list[object]:
     return [
         (*pair, f"equal: {equal}", verdict)
         for (pair, equal), verdict in zip(pairs, verdicts, strict=True)
-        if verdict.verdict != ("correct" if equal else "incorrect")
+        if (verdict.verdict == "correct") != equal  # what is unequal may also be too hard to tell
     ]
 
 
