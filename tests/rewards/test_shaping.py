@@ -73,6 +73,13 @@ def test_forms(form: FormatShaping, good: list[str], bad: list[str]) -> None:
     assert not any(well_formed(Attempt("", text), form) for text in bad)
 
 
+def test_a_thought_may_be_opened_by_the_prompt() -> None:
+    form = FormatShaping(think=True)
+    assert well_formed(Attempt("", "a</think>b", thinking=True), form)
+    assert not any(well_formed(Attempt("", text, thinking=True), form) for text in ("b", "<think>a</think>b"))
+    assert not well_formed(Attempt("", "a</think>b"), form)
+
+
 def test_bonus_penalty_and_cut_responses() -> None:
     form = FormatShaping(finished=True, bonus=0.1, penalty=0.2)
     assert adjustment(Attempt("", ""), INCORRECT, form) == Adjustment(format=0.1)
