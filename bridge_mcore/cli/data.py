@@ -93,7 +93,7 @@ def preview(
         str,
         typer.Argument(
             metavar="DATA",
-            help="A run's configuration, a data file, a prepared directory, a generated task, or a recipe.",
+            help="A run's configuration (or an example's name), a data file, a prepared directory, a task, or a recipe.",
         ),
     ],
     rest: Annotated[
@@ -157,6 +157,7 @@ def preview(
       bridge-mcore data preview data/paper --model Qwen2.5-Math-1.5B --template qwen-boxed --tokens
       bridge-mcore data preview mine.jsonl --model MODEL --source prompt_field=frage --source answer_field=ergebnis
     """
+    from bridge_mcore.config.built_in import EXAMPLES, config_path, names_in
     from bridge_mcore.data import preview as show
     from bridge_mcore.errors import ConfigError
 
@@ -164,6 +165,8 @@ def preview(
              "training.max_length": max_length, "data.overlong": overlong}  # fmt: skip
     overrides = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     words = rest or []
+    if data in names_in(EXAMPLES) and not Path(data).exists():
+        data = str(config_path(Path(data)))
     if show.is_configuration(data):
         from bridge_mcore.config.load import load_config
         from bridge_mcore.training.run_preview import preview_run

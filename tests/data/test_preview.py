@@ -201,6 +201,7 @@ def test_the_command_takes_configurations_and_own_columns(run_file, model, tmp_p
         said = capsys.readouterr()
         return said.out if not ending.value.code else f"{ending.value.code}: {said.err}"
 
+    assert command("quickstart", "-n", 2) == command("examples/quickstart.yaml", "-n", 2)
     text = command(run_file)
     assert "data.sft: problem" in text and "Answer: 0<|im_end|>" in text and "reward  plugin:mine.py:judge" in text
     assert "got a box" in command(run_file, "data.sft", "data.rl.reward=math")
