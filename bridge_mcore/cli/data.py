@@ -93,7 +93,7 @@ def preview(
         str,
         typer.Argument(
             metavar="DATA",
-            help="A run's configuration (or an example's name), a data file, a prepared directory, a task, or a recipe.",
+            help="A run's configuration or an example's name, a data file or prepared directory, a task, a recipe.",
         ),
     ],
     rest: Annotated[

@@ -47,16 +47,22 @@ def test_ctrl_c_while_waiting_for_it_leaves_it_whole(world, tmp_path, monkeypatc
 
     save_tiny("qwen2", tmp_path / "base", vocab=101)
     policy, write = make_policy(world, tmp_path / "base"), run_state.write_pieces
+    interrupted = threading.Event()
 
     def slow(*arguments):
-        time.sleep(1.5)
+        assert interrupted.wait(60)
         return write(*arguments)
+
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.7)  # whoever does not wait for the files goes on meanwhile
+        interrupted.set()
 
     monkeypatch.setattr(run_state, "write_pieces", slow)
     with pytest.raises(KeyboardInterrupt):
         with run_state.CheckpointWriter(tmp_path / "checkpoints", 2, asynchronous=True) as writer:
             writer.save(policy, 4, {}, LAYOUT)
-            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            threading.Timer(0.3, interrupt).start()
             writer.finish()
             raise AssertionError("it was not interrupted")
     before = state_of(policy)
