@@ -499,14 +499,14 @@ def test_a_bug_of_the_trainer_ends_the_run(fake: Fake, tmp_path: Path, monkeypat
 
 def test_a_silent_server_is_noticed_and_its_requests_go_to_another(tmp_path: Path) -> None:
     """It accepts connections and answers nothing, health included. Health is asked for every third of health_seconds,
-    so it is lost after 4/3 of them at most; a busy machine has 4 s more here (the requests themselves have 30 s)."""
+    so it is lost after 4/3 of them at most; a busy machine has 20 s more here (the requests themselves have 30 s)."""
     with fakes(2) as (silent, other):
         silent.is_silent = True
         with dispatching([silent.url, other.url], tmp_path, health_seconds=1.5) as dispatcher:
             began = time.monotonic()
             dispatcher.submit(some_requests(40), SamplingParams(4))
             until(lambda: silent.url in dispatcher.lost)
-            assert 1.4 < time.monotonic() - began < 2.0 + 60.0
+            assert 1.4 < time.monotonic() - began < 2.0 + 20.0
             assert wait_for(dispatcher, set(range(40))), dispatcher.fatal
             assert dispatcher.counts.take().retried == 4 == len(silent.bodies)
             assert not dispatcher.is_blocked and list(dispatcher.lost) == [silent.url]
