@@ -10,6 +10,7 @@ from bridge_mcore.data.problem import ANY_OF, Problem
 from bridge_mcore.rewards.boxed import last_boxed
 from bridge_mcore.rewards.extract import final_answer
 from bridge_mcore.rewards.protocol import Attempt
+from bridge_mcore.rewards.thoughts import after_thought
 from bridge_mcore.rewards.verdict import Verdict
 
 #: (names of rewards, attempts) -> verdicts
@@ -61,7 +62,8 @@ def _note_traces(learned: Iterable[tuple[Notes, Problem]], judge: JudgeAll) -> N
     for notes, problem in learned:
         if problem.trace is None or not problem.finished or problem.reward not in _COMPARED:
             continue
-        answer = last_boxed(problem.trace) if problem.reward == "math" else final_answer(problem.trace)
+        said = after_thought(problem.trace)
+        answer = last_boxed(said) if problem.reward == "math" else final_answer(said)
         if answer is None:
             if problem.reward == "math":
                 notes.add("unboxed", str(problem))

@@ -34,6 +34,7 @@ _ROWS = {
     "system_dropped": "{n} system messages were left out (system_messages: drop)",
     "listed_golds": "{n} of {all} rows have a list of right answers, and a response must give all of them (golds: all)",
     "any_listed_golds": "{n} of {all} rows have a list of right answers, and any one of them is right (golds: any)",
+    "answer_of_trace": "{n} of {all} rows have an empty answer, and take the last box of their trace for it",
     "two_golds": "{n} of {all} rows ask what another row asks, with another right answer",
 }
 _TRACE_ROWS = {

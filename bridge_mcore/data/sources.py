@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,12 @@ def _hidden(path: Path, above: Path) -> bool:
 def read_path(path: Path, limit: int | None = None) -> Iterator[Placed]:
     """As :func:`read_file`, and all files of a directory one after another."""
     return islice((placed for file in files_of(path) for placed in read_file(file)), limit)
+
+
+def peek(rows: Iterator[Placed], number: int = 100) -> tuple[list[Placed], Iterator[Placed]]:
+    """(the first rows, all rows): by what columns a source has, where some rows lack some."""
+    first = list(islice(rows, number))
+    return first, chain(first, rows)
 
 
 def _guarded(read: Any, path: Path) -> Iterator[Placed]:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from bridge_mcore.config.json_file import one_line
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.data.chat_render import ChatTemplateError, render_chat
-from bridge_mcore.data.control import TextCodec
+from bridge_mcore.data.control import TextCodec, begins_answer
 from bridge_mcore.data.notes import Notes
-from bridge_mcore.data.problem import Problem
+from bridge_mcore.data.problem import Problem, answer_line
 from bridge_mcore.data.texts import beginning, check_unicode, token_ids
 from bridge_mcore.data.thoughts import THOUGHTS, closed_at_end, opened_at_end, opening_of
 from bridge_mcore.errors import ConfigError, DataError
@@ -78,7 +78,6 @@ class PromptTemplate:
         """
         self.tokenizer, self.name, self.system_prompt, self.instruction = tokenizer, name, system_prompt, instruction
         self.notes = Notes() if notes is None else notes
-        self.texts = TextCodec(tokenizer)
         if name not in TEMPLATES:
             raise ConfigError(
                 f"data.template: no template '{name}'{nearest(name, TEMPLATES)}; choose from {', '.join(TEMPLATES)}"
@@ -151,6 +150,26 @@ class PromptTemplate:
         return problem.system
 
     @cached_property
+    def texts(self) -> TextCodec:
+        """How texts become tokens beside those that the template itself writes."""
+        try:
+            ends = self.stop_tokens
+        except ConfigError:  # said where an end is needed
+            ends = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        return TextCodec(self.tokenizer, ends, self._written())
+
+    def _written(self) -> list[int]:
+        """Tokens that a chat template writes by itself; of those before the question none that begins an answer."""
+        if self.name != "chat":
+            return []
+        try:
+            before, _, after = self._apply_chat(self._messages(_PROBE, self.system_prompt), True).rpartition(_PROBE)
+        except ConfigError:  # said of the first problem
+            return []
+        # What a system message of the template's own says of thoughts is for answers to spell.
+        return [*(i for i in self._text_ids(before) if not begins_answer(self.tokenizer, i)), *self._text_ids(after)]
+
+    @cached_property
     def _takes_system(self) -> bool:
         """Whether the chat template shows a system message; also where it refuses one, which says more by itself."""
         try:
@@ -188,13 +207,20 @@ class PromptTemplate:
         return EncodedTrace(prompt + response, len(prompt), problem)
 
     def _without_end(self, problem: Problem, trace: str) -> str:
-        """A trace without the control tokens that it spells at its end."""
+        """A trace without the control tokens that it spells at its end, and before a box that reading its row added."""
+        line = answer_line(problem.answer)
+        if trace.endswith(line) and (whole := self._without_marks(trace[: -len(line)])) + line != trace:
+            self.notes.add("ended_traces", str(problem))
+            return whole + line
+        if (text := self._without_marks(trace)) != trace:
+            self.notes.add("ended_traces", str(problem))
+        return text
+
+    def _without_marks(self, trace: str) -> str:
         marks, text = tuple(self.texts.marks), trace
         while marks and (ending := text.rstrip()).endswith(marks):
             mark = max((m for m in marks if ending.endswith(m)), key=len)
             text = ending.removesuffix(mark).rstrip()
-        if text is not trace:
-            self.notes.add("ended_traces", str(problem))
         return text
 
     def _going_on(self, problem: Problem, trace: str, prompt_end: str) -> str:
@@ -226,7 +252,7 @@ class PromptTemplate:
         if marks := [mark for text in texts for mark in self.texts.spelt(text)]:
             self.notes.add(f"control_{what}s", f"{marks[0]} in {problem}")
             self.notes[f"{what}_marks"] += len(marks)
-        if unknown := ids.count(self.texts.unknown) if self.texts.unknown is not None else 0:
+        if unknown := self.texts.unknown_in(texts, ids):
             self.notes.add(f"unknown_{what}s", str(problem))
             self.notes[f"unknown_{what}_tokens"] += unknown
         if any(len(text) < _LONG and self.texts.loses(text) for text in texts):

@@ -16,7 +16,7 @@ from bridge_mcore.data.messages import BadRow
 from bridge_mcore.data.notes import Notes
 from bridge_mcore.data.prepare.recipe import Origin, Recipe, data_source, local_path, trace_columns
 from bridge_mcore.data.problem import DEFAULT_REWARD
-from bridge_mcore.data.problems import checked_id, source_name
+from bridge_mcore.data.problems import checked_id, own_format, source_name
 from bridge_mcore.data.rows import (
     PROMPT_COLUMNS,
     TRACE_COLUMNS,
@@ -26,7 +26,7 @@ from bridge_mcore.data.rows import (
     reward_of,
     trace_text,
 )
-from bridge_mcore.data.sources import Placed, dataset_commit, files_of, read_dataset, read_path
+from bridge_mcore.data.sources import Placed, dataset_commit, files_of, peek, read_dataset, read_path
 from bridge_mcore.errors import DataError
 
 #: A prompt that holds one of these is already inside a chat template; training would put it into a second one.
@@ -117,13 +117,19 @@ def _stat(path: Path) -> tuple[int, int]:
 def problems_of(opened: Opened, streaming: bool) -> Iterator[Item | Left]:
     """A source of problems, row by row. Raises DataError for a bad row unless `bad_rows: skip`, or if there is none."""
     row_format, none = None, True
-    for place, row in opened.rows(streaming):
+    first, rows = peek(opened.rows(streaming))
+    for place, row in rows:
         none = False
         if (left := _outside(opened.origin, row, place)) is not None:
             yield left
             continue
         if row_format is None:
-            row_format = detect_format(row, opened.source, place)
+            if own := own_format(opened.source, row):
+                raise DataError(
+                    f"{place}: data prepare reads no rows of format: {own}; train on the file itself, or set "
+                    f"{opened.key}.format to how its columns are to be read"
+                )
+            row_format = detect_format(first, opened.source)
             columns = _trace_columns(opened.origin, row, row_format.trace)
         try:
             reward = opened.source.reward or reward_of(row, plugins_among([opened.source.reward])) or DEFAULT_REWARD
