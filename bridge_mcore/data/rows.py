@@ -35,7 +35,7 @@ FINISHED_COLUMN = "finished"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _LAST_MARK = re.compile(r"(?<!#)####(?!#)[^\n]*[^\s#][^\n]*\s*\Z")
 #: A number with separators between its thousands; not what stands in brackets, such as a point.
-_THOUSANDS = re.compile(r"(?<![\d,.(\[{])\d{1,3}(?:,\d{3})+(?![\d,])")
+_THOUSANDS = re.compile(r"(?<![\d,.(\[{])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
