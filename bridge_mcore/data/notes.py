@@ -53,9 +53,12 @@ _PROMPTS = {
     "unknown_prompts": "{n} of {all} prompts hold {unknown_prompt_tokens} tokens that the tokenizer does not know",
     "lost_prompts": "{n} of {all} prompts hold characters that the tokenizer drops",
     "thought_opened": "{n} of {all} prompts open a thought, which the answer goes on with",
+    "dated_prompts": "{n} of {all} prompts may hold the day's date, which the chat template puts there: a resume on "
+    "another day has other prompts",
     "dropped": "{n} of {all} are over the limit and were dropped",
 }
 _TRACES = {
+    "without_trace": "{n} rows have no trace, and SFT does not learn from them",
     "ended_traces": "{n} of {all} traces spell an end token at their end, which was cut: the template's own follows",
     "control_traces": "{n} of {all} traces spell control tokens, {trace_marks} in all, which are read as text",
     "opened_twice": "{n} of {all} traces open a thought that the prompt has opened; their own opening was cut",
@@ -81,6 +84,7 @@ _PLAIN = (
     "further_traces",
     "system_kept",
     "thought_opened",
+    "dated_prompts",
 )
 
 

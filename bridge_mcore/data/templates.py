@@ -246,7 +246,14 @@ class PromptTemplate:
             self.notes.add("asked_twice", str(problem))
         if opened_at_end(end) is not None:
             self.notes.add("thought_opened", str(problem))
+        if self._is_dated:
+            self.notes.add("dated_prompts", str(problem))
         self._note_text(problem, "prompt", texts, ids)
+
+    @cached_property
+    def _is_dated(self) -> bool:
+        """Whether the chat template asks for the date of the day."""
+        return self.name == "chat" and "strftime_now" in str(self.tokenizer.chat_template)
 
     def _note_text(self, problem: Problem, what: str, texts: list[str], ids: list[int]) -> None:
         if marks := [mark for text in texts for mark in self.texts.spelt(text)]:

@@ -82,6 +82,7 @@ class DataRecord:
         rewards = sorted({p.reward for p in problems})
         entry: dict[str, Any] = {"name": source_name(source), "problems": len(problems), "rewards": rewards}
         entry["sha256"] = digest(problems)
+        entry["cut_traces"] = cut_digest(problems)
         if source.path is not None:
             card = card_of(source.path)
             # The card was just verified: its hash is the file's, which need not be read again.
@@ -116,6 +117,12 @@ def digest(problems: Sequence[Problem]) -> str:
         system = [] if p.system is None else [p.system]  # as before there were any
         found.update(json.dumps([p.prompt, p.answer, p.trace, p.reward, *system]).encode() + b"\n")
     return found.hexdigest()
+
+
+def cut_digest(problems: Sequence[Problem]) -> str | None:
+    """SHA-256 of the places of problems whose traces were cut, apart from `digest`; None if there are none."""
+    cut = [number for number, problem in enumerate(problems) if not problem.finished]
+    return hashlib.sha256(json.dumps(cut).encode()).hexdigest() if cut else None
 
 
 def _file_facts(path: Path, sha256: str | None) -> dict[str, Any]:
