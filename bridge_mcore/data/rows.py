@@ -283,20 +283,18 @@ def traced(row: Mapping[str, Any], column: str | None) -> tuple[str | None, list
         return None, []
     raw = column_of(row, column)
     several = isinstance(raw, list) and messages_of(raw, column) is None and sum(map(bool, raw)) > 1
-    return trace_text(raw, column), ["further_traces"] if several else []
+    return next(iter(trace_texts(raw, column, 1)), None), ["further_traces"] if several else []
 
 
-def trace_text(value: Any, column: str) -> str | None:
-    """A trace without white space around it; of several solutions the first; None where there is none."""
+def trace_texts(value: Any, column: str, most: int | None = None) -> list[str]:
+    """The traces that a value holds, without white space around them: of a list of solutions each, at most `most`."""
     if (messages := messages_of(value, column)) is not None:
         value = answer_in(messages, column)
-    if isinstance(value, list):
-        value = next((item for item in value if item), None)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise BadRow(f"its trace ('{column}') must be text, this is a {type(value).__name__}")
-    return value.strip() or None
+    found = [item for item in value if item][:most] if isinstance(value, list) else [value]
+    for item in found:
+        if item is not None and not isinstance(item, str):
+            raise BadRow(f"its trace ('{column}') must be text, this is a {type(item).__name__}")
+    return [text for item in found if item is not None and (text := item.strip())]
 
 
 def _first(names: tuple[str, ...], row: Mapping[str, Any]) -> str | None:
