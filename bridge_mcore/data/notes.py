@@ -31,6 +31,7 @@ _ROWS = {
     "unpinned": "dataset_revision is not set: what was read is the newest commit of the hub's set",
     "skipped": "{n} unusable rows were left out (bad_rows: skip)",
     "repeated": "{n} rows repeat a problem, which is asked once",
+    "again": "{n} of {all} rows are in an earlier source of the same list too, and are trained on twice",
     "system_dropped": "{n} system messages were left out (system_messages: drop)",
     "several_traces": "{n} of {all} rows list several traces, and each of them was tried",
     "listed_golds": "{n} of {all} rows have a list of right answers, and a response must give all of them (golds: all)",

@@ -141,7 +141,8 @@ def _load_rows(
             read = _read_own(source, str(own), row) if row_format is None else row_format.read(row, reward)
             number = checked_id(read.prompt, read.answer, read.trace, read.system)
             problem = Problem(number, read.prompt, read.answer, read.trace, name, reward, is_finished(row), read.system)
-            if (twin := first_seen.setdefault((problem.id, read.trace), place)) != place:
+            told_by = problem.id, None if repeats == "once" else read.trace  # a trace is not asked for
+            if (twin := first_seen.setdefault(told_by, place)) != place:
                 if repeats == "once":
                     notes.add("repeated", f"{place} repeats {twin}")
                     continue

@@ -15,9 +15,9 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from bridge_mcore.config.nearest import nearest
-from bridge_mcore.config.rewards import reward_problem, unnamed_plugin
+from bridge_mcore.config.rewards import PLUGIN, reward_problem, unnamed_plugin
 from bridge_mcore.config.schema import DataSource
-from bridge_mcore.data.messages import BadRow, answer_in, messages_of, question_and_system
+from bridge_mcore.data.messages import BadRow, answer_in, beside_messages, messages_of, question_and_system
 from bridge_mcore.data.problem import ANY_OF, DEFAULT_REWARD, answer_line
 from bridge_mcore.data.sources import Placed
 from bridge_mcore.errors import ConfigError, DataError
@@ -85,7 +85,8 @@ class RowFormat:
             worked, answer = _gsm8k(given, self.answer or "answer", reads_boxes)
             notes += ["boxed"] if reads_boxes and trace is None else []
             return Row(prompt, answer, trace or worked, system, tuple(notes))
-        answer = _answer_text(given, self.answer, self.golds) if self.answer else ""
+        as_it_is = reward.startswith(PLUGIN)
+        answer = _answer_text(given, self.answer, self.golds, as_it_is) if self.answer else ""
         if isinstance(given, list) and len(given) > 1:
             notes.append("listed_golds" if self.golds == "all" else "any_listed_golds")
         if self.guessed and isinstance(given, str) and ends_in_mark(given):
@@ -117,12 +118,14 @@ def question_of(row: Mapping[str, Any], column: str, answered: bool = False) -> 
     prompt, system = column_of(row, column), None
     if (messages := messages_of(prompt, column)) is not None:
         prompt, system = question_and_system(messages, column, answered)
+        if beside := beside_messages(row):
+            raise BadRow(f"'{beside}' beside its messages ('{column}') would be lost; only text is read")
     if not isinstance(prompt, str):
         found = "nothing" if prompt is None else f"a {type(prompt).__name__}"
         raise BadRow(f"its prompt ('{column}') must be text, this is {found}")
     if not prompt.strip():
         raise BadRow(f"its prompt ('{column}') is empty")
-    return prompt, system if system and system.strip() else None
+    return prompt, system
 
 
 def reward_of(row: Mapping[str, Any], plugins: Collection[str] = ()) -> str | None:
@@ -241,20 +244,25 @@ def _gsm8k(value: Any, column: str, boxed: bool) -> tuple[str, str]:
     return (steps + answer_line(answer)).lstrip(), answer
 
 
-def _answer_text(value: Any, column: str, golds: Literal["all", "any"] = "all") -> str:
-    """A gold answer as text: `$…$` is taken off, a number is its shortest decimal, a list is joined as `golds` says."""
+def _answer_text(value: Any, column: str, golds: Literal["all", "any"] = "all", as_it_is: bool = False) -> str:
+    """A gold answer as text: `$…$` is taken off (unless `as_it_is`), a list is joined as `golds` says.
+
+    A number is its shortest decimal.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, str):
         text = value.strip()
         inner = text.strip("$")
+        if as_it_is:
+            return text
         return inner.strip() if text[:1] == text[-1:] == "$" and "$" not in inner else text
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         return _decimal(value, column)
     if isinstance(value, list):
         if any(isinstance(item, list) for item in value):
             raise BadRow(f"its answer ('{column}') is a list of lists; give one list of right answers")
-        texts = [_answer_text(item, column) for item in value]
+        texts = [_answer_text(item, column, as_it_is=as_it_is) for item in value]
         if not all(texts):
             if any(texts):
                 raise BadRow(f"its list of answers ('{column}') holds an empty one; take it out")

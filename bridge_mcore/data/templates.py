@@ -33,6 +33,8 @@ QWEN_SYSTEM = "You are a helpful assistant."
 _CHATML = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
 _ABEL = "Question:\n{question}\nAnswer:\nLet's think step by step.\n"
 _PROBE = "bridge mcore probe"
+#: A question: with capitals and small letters, and long enough to be cut.
+_USER = " ".join(["Bridge Mcore", *map(str, range(50)), "Probe"])
 #: The word that stands for what a template says by itself (`data.instruction`).
 AUTO = "auto"
 #: Characters of a text that is not read a second time.
@@ -143,6 +145,8 @@ class PromptTemplate:
                 )
             return self.system_prompt
         if self.name in ("plain", "abel") or (self.name == "chat" and not self._takes_system):
+            if not problem.system.strip():  # it says that there is none
+                return None
             raise DataError(
                 f"{problem} has a system message, and the template {self.name} has no place for it; set "
                 "system_messages: drop on its data source, or take another data.template"
@@ -152,20 +156,30 @@ class PromptTemplate:
     @cached_property
     def texts(self) -> TextCodec:
         """How texts become tokens beside those that the template itself writes."""
+        written = self._written()
         try:
             ends = self.stop_tokens
         except ConfigError:  # said where an end is needed
             ends = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        return TextCodec(self.tokenizer, ends, self._written())
+        return TextCodec(self.tokenizer, ends, written)
 
     def _written(self) -> list[int]:
-        """Tokens that a chat template writes by itself; of those before the question none that begins an answer."""
+        """Tokens that a chat template writes by itself; of those before the question none that begins an answer.
+
+        Raises ConfigError for a template that changes or leaves out what the user says.
+        """
         if self.name != "chat":
             return []
         try:
-            before, _, after = self._apply_chat(self._messages(_PROBE, self.system_prompt), True).rpartition(_PROBE)
-        except ConfigError:  # said of the first problem
+            text = self._apply_chat(self._messages(_USER, self.system_prompt), True)
+        except ConfigError:  # said of the first problem, which may have a system message
             return []
+        if _USER not in text:
+            raise ConfigError(
+                f"data.template: the chat template of {self._tokenizer_name} changes or leaves out what the user says; "
+                "take another template, such as qwen-boxed or plain"
+            )
+        before, _, after = text.rpartition(_USER)
         # What a system message of the template's own says of thoughts is for answers to spell.
         return [*(i for i in self._text_ids(before) if not begins_answer(self.tokenizer, i)), *self._text_ids(after)]
 

@@ -41,6 +41,7 @@ class DataRecord:
         Raises DataError if a prepared file is no longer the one that its card describes.
         """
         problems: list[Problem] = []
+        seen: set[tuple[str, str | None]] = set()
         for number, source in enumerate(sources):
             name, notes = f"{key}_more.{number - 1}" if number else key, Notes()
             repeats: Literal["bad", "once"] = "once" if key.startswith("data.evaluation") else "bad"
@@ -48,6 +49,9 @@ class DataRecord:
             found = load_problems(source, self.config.reward.verifier, plugins_of(self.config), notes, repeats)
             self._rows[name], self._problems[name] = notes, found
             self._note(name, source, found, commit)
+            if again := [p for p in found if (p.id, p.trace) in seen]:
+                notes.add("again", str(again[0]), len(again))
+            seen.update((p.id, p.trace) for p in found)
             problems += found
         return problems
 
