@@ -64,6 +64,8 @@ _TRACES = {
     "ended_traces": "{n} of {all} traces spell an end token at their end, which was cut: the template's own follows",
     "control_traces": "{n} of {all} traces spell control tokens, {trace_marks} in all, which are read as text",
     "opened_twice": "{n} of {all} traces open a thought that the prompt has opened; their own opening was cut",
+    "never_opened": "{n} of {all} traces close a thought that neither they nor their prompts open "
+    "(data prepare: thinking: open)",
     "never_closed": "{n} of {all} traces never close the thought that was opened",
     "opened_again": "{n} of {all} traces open a thought after the one that the prompt has opened and closed",
     "repeats_prompt": "{n} of {all} traces begin with their own question",

@@ -21,7 +21,7 @@ from bridge_mcore.data.control import TextCodec, begins_answer
 from bridge_mcore.data.notes import Notes
 from bridge_mcore.data.problem import Problem, answer_line
 from bridge_mcore.data.texts import beginning, check_unicode, token_ids
-from bridge_mcore.data.thoughts import THOUGHTS, closed_at_end, opened_at_end, opening_of
+from bridge_mcore.data.thoughts import THOUGHTS, closed_at_end, closes_unopened, opened_at_end, opening_of
 from bridge_mcore.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -245,6 +245,8 @@ class PromptTemplate:
             trace = trace.removeprefix(opening).removeprefix(opened[1])
         elif opening is not None and closed_at_end(prompt_end):
             self.notes.add("opened_again", str(problem))
+        if opened is None and closes_unopened(trace):
+            self.notes.add("never_opened", str(problem))
         begun = opened[0] if opened is not None else opening
         if begun is not None and problem.finished and THOUGHTS[begun] not in trace:
             self.notes.add("never_closed", str(problem))

@@ -7,8 +7,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bridge_mcore.config.schema import DataSource
+from bridge_mcore.data.preview import preview_file
 from bridge_mcore.data.problems import load_problems
 from bridge_mcore.data.templates import PromptTemplate
+from bridge_mcore.errors import ConfigError
 from tests.data.test_control import OPENS, QWEN, problem, said, traced, with_added
 from tests.data.test_problems import write
 from tests.data.test_templates import CHATML, byte_level
@@ -65,3 +67,17 @@ def test_unknown_tokens_are_counted_though_they_are_another_token_too(role):
     _, notes = traced(tokenizer, problem("a b", "a"), problem("a ? b !", "b ?"), template="plain")
     assert (notes["unknown_prompt_tokens"], notes["unknown_trace_tokens"]) == (2, 1)
     assert "1 of 2 prompts hold 2 tokens that the tokenizer does not know" in said(notes)
+
+
+def test_a_thought_that_nothing_opened_is_said():
+    deep, whole = problem(trace="hm</think>\\boxed{42}"), problem(trace="<think>hm</think>\\boxed{42}")
+    _, notes = traced(byte_level(QWEN, CHATML), deep, whole, problem())
+    assert "1 of 3 traces close a thought that neither they nor their prompts open" in said(notes)
+    assert not traced(byte_level(QWEN, OPENS), deep)[1]["never_opened"]
+
+
+@pytest.mark.parametrize("key", ["limit=1", "path=b.jsonl"])
+def test_keys_that_a_preview_would_not_read_are_refused(tmp_path, key):
+    path = write(tmp_path / "a.jsonl", [{"problem": "q", "answer": "1"}])
+    with pytest.raises(ConfigError, match="has no place in a preview"):
+        preview_file(str(path), tmp_path, [], [key], (1, None, False))
