@@ -98,6 +98,8 @@ def _source(key: str, source: DataSource) -> Iterator[str]:
         yield f"{key}.split = {source.split}: a generated task has the splits train and test"
     elif source.task is not None:
         yield from _difficulty(f"{key}.difficulty", source.task, source.difficulty)
+    if problem := unread_fields(source):
+        yield f"{key}: {problem}"
     for name in ("dataset_config", "dataset_revision"):
         if source.dataset is None and getattr(source, name) is not None:
             yield f"{key}.{name} is set, but {key}.dataset is not; remove it"
@@ -105,6 +107,14 @@ def _source(key: str, source: DataSource) -> Iterator[str]:
         missing = [name for name in ("prompt_field", "answer_field") if getattr(source, name) is None]
         if missing:
             yield f"{key}.format = fields needs {' and '.join(f'{key}.{name}' for name in missing)}"
+
+
+def unread_fields(source: DataSource) -> str | None:
+    """Which columns a source names that its format would not read, and what to do; None if there are none."""
+    named = [name for name in ("prompt_field", "answer_field") if getattr(source, name) is not None]
+    if source.format != "code" or not named:
+        return None
+    return f"format = code reads the columns that such sets have, and not {' and '.join(named)}; remove that"
 
 
 def _difficulty(key: str, task: str, sizes: tuple[int, int]) -> Iterator[str]:

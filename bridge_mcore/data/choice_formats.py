@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from string import ascii_uppercase
 from typing import Any
 
@@ -15,39 +16,74 @@ _OPTION_COLUMNS = ("choices", "options", "endings")
 _ANSWER_COLUMNS = ("answer", "answer_index", "answer_idx", "label", "answerKey", "target")
 
 
-def gpqa(row: Mapping[str, Any]) -> tuple[str, str]:
+def gpqa(row: Mapping[str, Any], prompt: str | None = None, answer: str | None = None) -> tuple[str, str]:
     """A row of GPQA: the right answer and three wrong ones, put into an order that depends on nothing but their text.
+
+    prompt, answer: columns of the question and of the right answer, where they have other names.
 
     Raises DataError for a missing column, or choices that are alike.
     """
     where = f"GPQA question {row.get('Record ID', '?')}"
-    question = _text(row.get("Question"), where, "Question")
-    columns = ["Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"]
+    column = prompt or "Question"
+    question = _text(row.get(column), where, column)
+    columns = [answer or "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"]
     options = [_text(row.get(column), where, column).strip() for column in columns]
     order = shuffled(question, options)
     return render(question, order, where), ascii_uppercase[order.index(options[0])]
 
 
-def with_options(row: Mapping[str, Any]) -> tuple[str, str]:
+def with_options(row: Mapping[str, Any], prompt: str | None = None, answer: str | None = None) -> tuple[str, str]:
     """A row with a question, its choices in order, and the right one as index from 0, as letter or as text.
 
     Choices are a list (MMLU), a dict from letter to text, or ARC's dict of lists `text` and `label`; a question may be
-    ARC's too. Raises DataError for what cannot be read.
+    ARC's too. prompt, answer: as in `gpqa`. Raises DataError for what cannot be read.
     """
-    question = _text(row.get("question", row.get("prompt")), "this row", "question")
+    column = prompt or _question_column(row)
+    question = _text(row.get(column), "this row", column)
     where = f"'{question[:50]}'"
-    column = next((name for name in _OPTION_COLUMNS if name in row), None)
-    if column is None:
+    listed, found = _listed(row)
+    if listed is None:
         raise DataError(f"{where}: no column {', '.join(_OPTION_COLUMNS)}; found {', '.join(map(str, row))}")
-    labels, options = _options(row[column], where, column)
-    if (key := next((name for name in _ANSWER_COLUMNS if row.get(name) is not None), None)) is None:
+    labels, options = _options(found, where, listed)
+    if (key := answer or next((name for name in _ANSWER_COLUMNS if row.get(name) is not None), None)) is None:
         raise DataError(f"{where}: no column {', '.join(_ANSWER_COLUMNS)}; found {', '.join(map(str, row))}")
-    return render(question, options, where), ascii_uppercase[_index(row[key], labels, options, where, key)]
+    return render(question, options, where), ascii_uppercase[_index(row.get(key), labels, options, where, key)]
 
 
-def read_choice_row(row: Mapping[str, Any]) -> tuple[str, str]:
-    """(prompt, gold letter) of a row of either kind, told by its columns."""
-    return gpqa(row) if "Correct Answer" in row else with_options(row)
+def read_choice_row(row: Mapping[str, Any], prompt: str | None = None, answer: str | None = None) -> tuple[str, str]:
+    """(prompt, gold letter) of a row of either kind, told by its columns; prompt, answer: as in `gpqa`."""
+    return (gpqa if _is_gpqa(row) else with_options)(row, prompt, answer)
+
+
+def holds_choices(row: Mapping[str, Any], prompt: str | None = None) -> bool:
+    """Whether a row's columns show choices that its question does not show itself."""
+    if _is_gpqa(row):
+        return True
+    question = row.get(prompt or _question_column(row))
+    column, found = _listed(row)
+    if column is None or not isinstance(question, str):
+        return False
+    try:
+        options = _options(found, "", column)[1]
+    except (DataError, TypeError):
+        return False
+    return len(options) > 1 and not all(option in question for option in options)
+
+
+def _is_gpqa(row: Mapping[str, Any]) -> bool:
+    return "Correct Answer" in row or "Incorrect Answer 1" in row
+
+
+def _listed(row: Mapping[str, Any]) -> tuple[str | None, Any]:
+    """(name of the column of choices, its value); choices in columns A, B, … are a mapping; (None, None) without."""
+    if (name := next((name for name in _OPTION_COLUMNS if row.get(name) is not None), None)) is not None:
+        return name, row[name]
+    letters = list(takewhile(lambda letter: isinstance(row.get(letter), str), ascii_uppercase))
+    return ("A", {letter: row[letter] for letter in letters}) if len(letters) > 1 else (None, None)
+
+
+def _question_column(row: Mapping[str, Any]) -> str:
+    return next((name for name in ("question", "prompt", "problem") if name in row), "question")
 
 
 def render(question: str, options: Sequence[str], where: str) -> str:

@@ -10,6 +10,7 @@ from bridge_mcore.data.problem import ANY_OF, Problem
 from bridge_mcore.rewards.boxed import last_boxed
 from bridge_mcore.rewards.extract import final_answer
 from bridge_mcore.rewards.protocol import Attempt
+from bridge_mcore.rewards.thoughts import after_thought
 from bridge_mcore.rewards.verdict import Verdict
 
 #: (names of rewards, attempts) -> verdicts
@@ -45,15 +46,24 @@ def _note_golds(found: Iterable[tuple[Notes, Problem]], judge: JudgeAll) -> None
         if first.answer != problem.answer:
             others.setdefault(question, {}).setdefault(problem.answer, (notes, problem))
     pairs = [(firsts[key], *case) for key, cases in others.items() for case in cases.values()]
-    compared = [(first, other) for first, _, other in pairs if first.reward in _COMPARED]
+    differ = other_golds([(first, problem) for first, _, problem in pairs], judge)
+    for (first, notes, problem), other in zip(pairs, differ, strict=True):
+        if other:
+            notes.add("two_golds", f"{problem}: {_short(first.answer)} and {_short(problem.answer)}")
+
+
+def other_golds(pairs: Sequence[tuple[Problem, Problem]], judge: JudgeAll) -> list[bool]:
+    """Of each two problems with one question and different texts as golds, whether one of them must be wrong."""
+    compared = [pair for pair in pairs if pair[0].reward in _COMPARED]
     # A verifier may take more for one gold than for the other: both must refuse.
     both = [pair for first, other in compared for pair in ((first, other), (other, first))]
     verdicts = judge([a.reward for a, _ in both], [Attempt(a.answer, f"\\boxed{{{_given(b)}}}") for a, b in both])
-    fine = [verdict.verdict != "incorrect" for verdict in verdicts]
-    same = {id(other) for (_, other), *said in zip(compared, fine[::2], fine[1::2], strict=True) if any(said)}
-    for first, notes, problem in pairs:
-        if id(problem) not in same:
-            notes.add("two_golds", f"{problem}: {_short(first.answer)} and {_short(problem.answer)}")
+    refused = iter([verdict.verdict == "incorrect" for verdict in verdicts])
+    found = []
+    for first, _ in pairs:
+        differ = all([next(refused), next(refused)]) if first.reward in _COMPARED else True
+        found.append(differ and first.reward not in _MANY_GOLDS)
+    return found
 
 
 def _note_traces(learned: Iterable[tuple[Notes, Problem]], judge: JudgeAll) -> None:
@@ -61,7 +71,8 @@ def _note_traces(learned: Iterable[tuple[Notes, Problem]], judge: JudgeAll) -> N
     for notes, problem in learned:
         if problem.trace is None or not problem.finished or problem.reward not in _COMPARED:
             continue
-        answer = last_boxed(problem.trace) if problem.reward == "math" else final_answer(problem.trace)
+        said = after_thought(problem.trace)
+        answer = last_boxed(said) if problem.reward == "math" else final_answer(said)
         if answer is None:
             if problem.reward == "math":
                 notes.add("unboxed", str(problem))

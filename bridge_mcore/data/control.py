@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from bridge_mcore.data.texts import token_ids
+from bridge_mcore.data.thoughts import THOUGHTS
 from bridge_mcore.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,9 +19,21 @@ _LOOKS_LIKE_CONTROL = re.compile(r"<\|[^<>|]*\|>|<｜[^<>｜]*｜>|</?(?:tool|fu
 #: Marks that belong to an answer: a trace that thinks must spell them as the policy does.
 _OF_AN_ANSWER = re.compile(r"think|thought|reason|solution|answer", re.IGNORECASE)
 #: A character that few tokenizers know, and no normaliser takes away.
+#: Marks that a template may open or close an answer with, and that the answer itself spells all the same.
+_TAG = re.compile(r"</?\w+>")
 _RARE = "\U00013000"
 _LETTER = "a"
 _PRIVATE = range(0xE000, 0xF8FF)
+
+
+def begins_answer(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    """Whether a token is called after thoughts or answers."""
+    return _OF_AN_ANSWER.search(str(tokenizer.convert_ids_to_tokens(token))) is not None
+
+
+def _is_answers(mark: str) -> bool:
+    """Whether a mark is the answer's to spell though a template writes it."""
+    return mark in THOUGHTS or mark in THOUGHTS.values() or bool(_TAG.fullmatch(mark) and _OF_AN_ANSWER.search(mark))
 
 
 class TextCodec:
@@ -30,27 +43,46 @@ class TextCodec:
         marks: control tokens by how they are spelt: the special ones and those that look like it, without `<unk>` and
             the marks of thoughts and answers.
         unknown: id of what the tokenizer does not know, or None.
+        shared: that id is also the one of padding, or of a beginning or an end.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int] = (), written: Sequence[int] = ()
+    ) -> None:
+        """
+        Args:
+            ends: tokens that end an answer: marks, whatever they are called.
+            written: tokens that a template writes by itself: marks, where they are added ones.
+        """
         self.tokenizer = tokenizer
         roles = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
         unknown = tokenizer.unk_token_id
-        self.unknown: int | None = None if unknown in roles else unknown
+        self.unknown: int | None = unknown
+        self.shared = unknown is not None and unknown in roles
         added = tokenizer.added_tokens_decoder
         named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=False))
         named |= {t.content: i for i, t in added.items() if t.special or _LOOKS_LIKE_CONTROL.fullmatch(t.content)}
         self.marks: dict[str, int] = {
             text: token
             for text, token in named.items()
-            if text and token != self.unknown and not _OF_AN_ANSWER.search(text)
+            if text and (token != unknown or self.shared) and not _OF_AN_ANSWER.search(text)
         }
+        always = {i: t.content for i, t in added.items() if i in ends or (i in written and not _is_answers(t.content))}
+        self.marks |= {text: token for token, text in always.items() if text and (token != unknown or self.shared)}
         self._ids = frozenset(self.marks.values())
         longest_first = sorted(self.marks, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         # Where a normaliser comes before a control token is looked for, other spellings make it too.
         normaliser = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
         self._loose = normaliser is not None and any(t.normalized for i, t in added.items() if i in self._ids)
+
+    def unknown_in(self, texts: Sequence[str], ids: Sequence[int]) -> int:
+        """How many tokens of texts are unknown; `ids` are all of theirs, with those of a template around them."""
+        if self.unknown is None:
+            return 0
+        if self.shared and any(token == self.unknown for token in ids):  # a template may have written it
+            return sum(self.literal(text).count(self.unknown) for text in texts)
+        return ids.count(self.unknown)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text whose control tokens are meant."""

@@ -9,15 +9,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bridge_mcore.config.json_file import BadJson, parse_json
+from bridge_mcore.config.json_file import BadJson, once, parse_json
 
 #: `developer` is OpenAI's newer name of the system's role.
 SYSTEM_ROLES = ("system", "developer")
 _ROLES = (*SYSTEM_ROLES, "user", "assistant")
 #: Parts of a message that hold more of what was said, beside its content.
-_BESIDE = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "refusal", "audio", "images")
+_BESIDE = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "refusal", "audio", "images",
+           "name")  # fmt: skip
 _PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'(?:role|content)'\s*:")
-_JSON_LIST = re.compile(r'\s*\[\s*\{\s*"')
+_JSON = re.compile(r'\s*(?:\[\s*)?\{\s*"')
+#: The beginning of a message in JSON, also of text that was cut, in OpenAI's form and in ShareGPT's.
+_MESSAGE = re.compile(r'\s*(?:\[\s*)?\{\s*"(?:role|content|from|value)"\s*:\s*"')
+#: Columns beside the messages that say more of the question.
+_BESIDE_MESSAGES = ("images", "image", "videos", "audios", "tools", "functions")
 
 
 class BadRow(ValueError):
@@ -27,20 +32,36 @@ class BadRow(ValueError):
 def messages_of(value: Any, column: str) -> list[Mapping[str, Any]] | None:
     """The chat messages that a value is, as a list or as JSON text; None for any other value.
 
-    Raises BadRow for such a list in the spelling of Python, which would otherwise be read as the question itself.
+    Raises BadRow for messages in another form (ShareGPT's, as Python prints them, one alone, or JSON that is broken),
+    which would otherwise be read as the question itself.
     """
     if isinstance(value, str):
         if _PYTHON_LIST.match(value):
             raise BadRow(f"'{column}' holds a list of messages as Python prints it; write it as JSON (json.dumps)")
-        if not _JSON_LIST.match(value):
+        if not _JSON.match(value):
             return None
         try:
-            value = parse_json(value)
-        except BadJson:
+            value = parse_json(value, once)
+        except BadJson as error:
+            if _MESSAGE.match(value):
+                raise BadRow(f"'{column}' holds chat messages as JSON that cannot be read ({error}); mend it") from None
             return None
-    if isinstance(value, list) and value and all(isinstance(m, Mapping) and "role" in m for m in value):
-        return value
+        if isinstance(value, Mapping) and {"role", "content"} <= value.keys():
+            raise BadRow(f"'{column}' holds one chat message as JSON; write a list of messages, or its content alone")
+    listed = isinstance(value, list) and value and all(isinstance(m, Mapping) for m in value)
+    if listed and all({"from", "value"} <= m.keys() for m in value):
+        raise BadRow(
+            f"'{column}' holds messages in ShareGPT's form (from, value); write them as role and content, with the "
+            "roles system, user and assistant"
+        )
+    if listed and all("role" in m for m in value):
+        return list(value)
     return None
+
+
+def beside_messages(row: Mapping[str, Any]) -> str | None:
+    """The column of a row beside its messages that would be lost, such as pictures; None if there is none."""
+    return next((name for name in _BESIDE_MESSAGES if row.get(name)), None)
 
 
 def question_and_system(messages: list[Mapping[str, Any]], column: str, answered: bool) -> tuple[str, str | None]:

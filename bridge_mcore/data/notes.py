@@ -31,9 +31,12 @@ _ROWS = {
     "unpinned": "dataset_revision is not set: what was read is the newest commit of the hub's set",
     "skipped": "{n} unusable rows were left out (bad_rows: skip)",
     "repeated": "{n} rows repeat a problem, which is asked once",
+    "again": "{n} of {all} rows are in an earlier source of the same list too, and are trained on twice",
     "system_dropped": "{n} system messages were left out (system_messages: drop)",
+    "several_traces": "{n} of {all} rows list several traces, and each of them was tried",
     "listed_golds": "{n} of {all} rows have a list of right answers, and a response must give all of them (golds: all)",
     "any_listed_golds": "{n} of {all} rows have a list of right answers, and any one of them is right (golds: any)",
+    "answer_of_trace": "{n} of {all} rows have an empty answer, and take the last box of their trace for it",
     "two_golds": "{n} of {all} rows ask what another row asks, with another right answer",
 }
 _TRACE_ROWS = {
@@ -52,12 +55,17 @@ _PROMPTS = {
     "unknown_prompts": "{n} of {all} prompts hold {unknown_prompt_tokens} tokens that the tokenizer does not know",
     "lost_prompts": "{n} of {all} prompts hold characters that the tokenizer drops",
     "thought_opened": "{n} of {all} prompts open a thought, which the answer goes on with",
+    "dated_prompts": "{n} of {all} prompts may hold the day's date, which the chat template puts there: a resume on "
+    "another day has other prompts",
     "dropped": "{n} of {all} are over the limit and were dropped",
 }
 _TRACES = {
+    "without_trace": "{n} rows have no trace, and SFT does not learn from them",
     "ended_traces": "{n} of {all} traces spell an end token at their end, which was cut: the template's own follows",
     "control_traces": "{n} of {all} traces spell control tokens, {trace_marks} in all, which are read as text",
     "opened_twice": "{n} of {all} traces open a thought that the prompt has opened; their own opening was cut",
+    "never_opened": "{n} of {all} traces close a thought that neither they nor their prompts open "
+    "(data prepare: thinking: open)",
     "never_closed": "{n} of {all} traces never close the thought that was opened",
     "opened_again": "{n} of {all} traces open a thought after the one that the prompt has opened and closed",
     "repeats_prompt": "{n} of {all} traces begin with their own question",
@@ -78,8 +86,10 @@ _PLAIN = (
     "any_listed_golds",
     "boxed",
     "further_traces",
+    "several_traces",
     "system_kept",
     "thought_opened",
+    "dated_prompts",
 )
 
 

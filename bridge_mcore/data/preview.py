@@ -155,6 +155,9 @@ def preview_file(
         raise ConfigError(f"--source says how a data file is read, and {data} is none; a recipe has such keys itself")
     config = load_values(Config, settings)
     source = load_values(DataSource, ["bad_rows=skip", *keys])
+    for key, instead in (("path", "the file is the first argument"), ("limit", "-n says how many are shown")):
+        if getattr(source, key) is not None:
+            raise ConfigError(f"--source {key}=… has no place in a preview: {instead}; leave it out")
     number, wanted, prompts_only = chosen
     notes = Notes()
     problems = find_problems(data, max(number, MOST_COUNTED), wanted, source, notes)

@@ -44,6 +44,11 @@ class Problem:
         return f"problem {self.id} of {self.source} ('{words[:60]}{'…' if len(words) > 60 else ''}')"
 
 
+def answer_line(answer: str) -> str:
+    r"""What is put behind a trace without a box, in a line of its own: its gold in the form that rewards read."""
+    return f"\nThe answer is \\boxed{{{answer.partition(ANY_OF)[0]}}}."
+
+
 def problem_id(prompt: str, answer: str, system: str | None = None) -> str:
     """A stable id from the content. Raises UnicodeEncodeError for text that is not valid Unicode."""
     text = f"{prompt}\0{answer}" if system is None else f"{prompt}\0{answer}\0{system}"

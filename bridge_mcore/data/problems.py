@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+from bridge_mcore.config.data_checks import unread_fields
 from bridge_mcore.config.schema import GYM, DataSource
-from bridge_mcore.data.choice_formats import read_choice_row
+from bridge_mcore.data.choice_formats import holds_choices, read_choice_row
 from bridge_mcore.data.code_formats import detect_code_format, read_code_row
 from bridge_mcore.data.knights import generate_knights
 from bridge_mcore.data.messages import BadRow
 from bridge_mcore.data.notes import Notes
 from bridge_mcore.data.problem import DEFAULT_REWARD, Problem, problem_id
-from bridge_mcore.data.rows import Row, RowFormat, detect_format, is_finished, reward_of
-from bridge_mcore.data.sources import read_dataset, read_file
+from bridge_mcore.data.rows import Row, RowFormat, detect_format, is_finished, reward_of, trace_column, traced
+from bridge_mcore.data.sources import peek, read_dataset, read_file
 from bridge_mcore.data.tasks import generate_problems
 from bridge_mcore.errors import ConfigError, DataError
 from bridge_mcore.monitoring.text import visible
@@ -90,22 +91,19 @@ def _generated(source: DataSource, name: str) -> list[Problem]:
     return generate_problems(source, name)
 
 
-#: Formats whose rows hold what another reward than math reads: (how a row is read, that reward).
-_READERS: dict[str, tuple[Callable[[Mapping[str, Any]], tuple[str, str]], str]] = {
-    "code": (read_code_row, "code"),
-    "choice": (read_choice_row, "choice"),
-}
+#: Formats whose rows hold what another reward of the same name than math reads.
+_OWN = ("code", "choice")
 
 
-def _own_format(source: DataSource, row: Mapping[str, Any]) -> str | None:
-    """The format with a reader of its own that a source has, or that `auto` sees in its first row."""
-    if source.format in _READERS:
+def own_format(source: DataSource, row: Mapping[str, Any]) -> str | None:
+    """The format with a reader of its own that a source has, or that `auto` sees in a row."""
+    if source.format in _OWN:
         return source.format
-    if source.format != "auto" or source.prompt_field or source.answer_field:
+    if source.format != "auto":
         return None
-    if detect_code_format(row) is not None:
+    if not (source.prompt_field or source.answer_field) and detect_code_format(row) is not None:
         return "code"
-    return "choice" if "Correct Answer" in row else None
+    return "choice" if holds_choices(row, source.prompt_field) else None
 
 
 def _load_rows(
@@ -123,19 +121,28 @@ def _load_rows(
     problems: list[Problem] = []
     first_seen: dict[tuple[str, str | None], str] = {}
     skipped: list[str] = []
+    first, rows = peek(rows)
     for place, row in rows:
         if not seen:
-            seen, own = True, _own_format(source, row)
-        try:
+            seen, own = True, own_format(source, row)
+            if own == "code" and (unread := unread_fields(source)):
+                raise ConfigError(f"data source {name}: {unread}")
             if own is None:
-                row_format = row_format or detect_format(row, source, place)
+                row_format = detect_format(first, source)
+        try:
+            if (other := own_format(source, row)) != own:
+                raise BadRow(
+                    f"it looks like a row of format: {other or 'math'}, and the first row like one of "
+                    f"{own or 'math'}; set format on this data source, or give each kind a file of its own"
+                )
             # The one place where a problem's reward is decided.
             named = source.reward or reward_of(row, {*plugins, default_reward})
-            reward = named or (_READERS[own][1] if own else default_reward)
-            read = _read_own(str(own), row) if row_format is None else row_format.read(row, reward)
+            reward = named or own or default_reward
+            read = _read_own(source, str(own), row) if row_format is None else row_format.read(row, reward)
             number = checked_id(read.prompt, read.answer, read.trace, read.system)
             problem = Problem(number, read.prompt, read.answer, read.trace, name, reward, is_finished(row), read.system)
-            if (twin := first_seen.setdefault((problem.id, read.trace), place)) != place:
+            told_by = problem.id, None if repeats == "once" else read.trace  # a trace is not asked for
+            if (twin := first_seen.setdefault(told_by, place)) != place:
                 if repeats == "once":
                     notes.add("repeated", f"{place} repeats {twin}")
                     continue
@@ -160,9 +167,15 @@ def _load_rows(
     return problems
 
 
-def _read_own(name: str, row: Mapping[str, Any]) -> Row:
+def _read_own(source: DataSource, name: str, row: Mapping[str, Any]) -> Row:
     try:
-        return Row(*_READERS[name][0](row))
+        if name == "code":
+            question, gold = read_code_row(row)
+        else:
+            question, gold = read_choice_row(row, source.prompt_field, source.answer_field)
+        column = source.trace_field or (trace_column(row) if name == "choice" else None)
+        trace, notes = traced(row, column)
+        return Row(question, gold, trace, notes=tuple(notes))
     except DataError as error:
         raise BadRow(str(error)) from None
 

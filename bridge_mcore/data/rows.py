@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
 from bridge_mcore.config.nearest import nearest
-from bridge_mcore.config.rewards import reward_problem, unnamed_plugin
+from bridge_mcore.config.rewards import PLUGIN, reward_problem, unnamed_plugin
 from bridge_mcore.config.schema import DataSource
-from bridge_mcore.data.messages import BadRow, answer_in, messages_of, question_and_system
-from bridge_mcore.data.problem import ANY_OF, DEFAULT_REWARD
+from bridge_mcore.data.messages import BadRow, answer_in, beside_messages, messages_of, question_and_system
+from bridge_mcore.data.problem import ANY_OF, DEFAULT_REWARD, answer_line
+from bridge_mcore.data.sources import Placed
 from bridge_mcore.errors import ConfigError, DataError
+from bridge_mcore.rewards.thoughts import after_thought
 
 #: Column names in use, the likeliest first (MATH, GSM8K, LIMR; OlympiadBench, OpenMathInstruct; DeepMath-103K; verl).
 PROMPT_COLUMNS = ("problem", "question", "prompt")
@@ -31,6 +33,9 @@ REWARD_COLUMN = "reward"
 FINISHED_COLUMN = "finished"
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
+_LAST_MARK = re.compile(r"(?<!#)####(?!#)[^\n]*[^\s#][^\n]*\s*\Z")
+#: A number with separators between its thousands; not what stands in brackets, such as a point.
+_THOUSANDS = re.compile(r"(?<![\d,.(\[{])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
@@ -59,6 +64,8 @@ class RowFormat:
     trace: str | None
     golds: Literal["all", "any"] = "all"
     system_messages: Literal["keep", "drop"] = "keep"
+    #: the kind was found by the first rows
+    guessed: bool = False
 
     def read(self, row: Mapping[str, Any], reward: str = DEFAULT_REWARD) -> Row:
         """What a row says. Raises BadRow where prompt or answer is missing or of the wrong type.
@@ -70,26 +77,33 @@ class RowFormat:
         if system is not None and self.system_messages == "drop":
             system = None
             notes.append("system_dropped")
-        raw = column_of(row, self.trace) if self.trace else None
-        trace = trace_text(raw, self.trace) if self.trace else None
-        if isinstance(raw, list) and messages_of(raw, str(self.trace)) is None and sum(map(bool, raw)) > 1:
-            notes.append("further_traces")
+        trace, further = traced(row, self.trace)
+        notes += further
         given = column_of(row, self.answer) if self.answer else None
         reads_boxes = reward in _BOX_REWARDS
         if self.kind == "gsm8k":
             worked, answer = _gsm8k(given, self.answer or "answer", reads_boxes)
             notes += ["boxed"] if reads_boxes and trace is None else []
             return Row(prompt, answer, trace or worked, system, tuple(notes))
-        answer = _answer_text(given, self.answer, self.golds) if self.answer else ""
+        as_it_is = reward.startswith(PLUGIN)
+        answer = _answer_text(given, self.answer, self.golds, as_it_is) if self.answer else ""
         if isinstance(given, list) and len(given) > 1:
             notes.append("listed_golds" if self.golds == "all" else "any_listed_golds")
+        if self.guessed and isinstance(given, str) and ends_in_mark(given):
+            raise BadRow(
+                f"its answer ('{self.answer}') ends in GSM8K's '#### n', and those of most rows do not; give such rows "
+                "a file of their own, or set format on this data source"
+            )
         if self.kind == "math" and trace is not None:
             if not answer:
                 answer = (last_boxed(trace) or "").strip()
-            elif reads_boxes and "\\boxed" not in trace and is_finished(row):
-                # A trace has to teach the form that the verifier reads.
-                trace = f"{trace}\nThe answer is \\boxed{{{answer.partition(ANY_OF)[0]}}}."
-                notes.append("boxed")
+                notes += ["answer_of_trace"] if self.answer and answer else []
+            elif reads_boxes and is_finished(row) and "\\boxed" not in after_thought(trace):
+                # A trace has to teach the form that the verifier reads. In a thought that does not end, it reads none.
+                boxed = trace + answer_line(answer)
+                if after_thought(boxed):
+                    trace = boxed
+                    notes.append("boxed")
         if not answer:
             column = f"'{self.answer}' is empty" if self.answer else f"no \\boxed{{…}} in '{self.trace}'"
             raise BadRow(f"it has no answer ({column})")
@@ -104,12 +118,14 @@ def question_of(row: Mapping[str, Any], column: str, answered: bool = False) -> 
     prompt, system = column_of(row, column), None
     if (messages := messages_of(prompt, column)) is not None:
         prompt, system = question_and_system(messages, column, answered)
+        if beside := beside_messages(row):
+            raise BadRow(f"'{beside}' beside its messages ('{column}') would be lost; only text is read")
     if not isinstance(prompt, str):
         found = "nothing" if prompt is None else f"a {type(prompt).__name__}"
         raise BadRow(f"its prompt ('{column}') must be text, this is {found}")
     if not prompt.strip():
         raise BadRow(f"its prompt ('{column}') is empty")
-    return prompt, system if system and system.strip() else None
+    return prompt, system
 
 
 def reward_of(row: Mapping[str, Any], plugins: Collection[str] = ()) -> str | None:
@@ -153,15 +169,16 @@ def _look_up(row: Mapping[str, Any], name: str) -> Any:
     return found
 
 
-def detect_format(row: Mapping[str, Any], source: DataSource, place: str) -> RowFormat:
-    """The format of a source from its settings and its first row.
+def detect_format(rows: Sequence[Placed], source: DataSource) -> RowFormat:
+    """The format of a source from its settings and its first rows, (place, row) each; a column may lack in some.
 
     `prompt_field`, `answer_field` and `trace_field` name columns in every format; the others are found by name.
     Raises DataError listing the columns found, ConfigError if `format: fields` lacks its fields.
     """
+    place, row = rows[0]
     fields = {"prompt": source.prompt_field, "answer": source.answer_field, "trace": source.trace_field}
     for key, field in fields.items():
-        if field is not None and _look_up(row, field) is _MISSING:
+        if field is not None and all(_look_up(other, field) is _MISSING for _, other in rows):
             raise DataError(f"{place}: no column '{field}' ({key}_field){nearest(field, list(row))}; {_found(row)}")
     how = source.golds, source.system_messages
     if source.format == "fields":
@@ -169,13 +186,13 @@ def detect_format(row: Mapping[str, Any], source: DataSource, place: str) -> Row
             raise ConfigError("format: fields needs prompt_field and answer_field (and trace_field for SFT)")
         return RowFormat("fields", source.prompt_field, source.answer_field, source.trace_field, *how)
 
-    prompt = source.prompt_field or _first(PROMPT_COLUMNS, row)
-    answer = source.answer_field or _first(ANSWER_COLUMNS, row)
-    trace = source.trace_field or _first(TRACE_COLUMNS, row)
-    if trace == "target" and source.trace_field is None and messages_of(row[trace], trace) is None:
-        trace = None  # many other sets have a column of that name
-    given = None if answer is None else column_of(row, answer)
-    looks_gsm8k = isinstance(given, str) and "####" in given
+    others = [other for _, other in rows]
+    prompt = source.prompt_field or next(filter(None, (_first(PROMPT_COLUMNS, other) for other in others)), None)
+    answer = source.answer_field or next(filter(None, (_first(ANSWER_COLUMNS, other) for other in others)), None)
+    trace = source.trace_field or next(filter(None, map(trace_column, others)), None)
+    golds = [] if answer is None else [column_of(other, answer) for other in others]
+    marked = [isinstance(gold, str) and ends_in_mark(gold) for gold in golds]
+    looks_gsm8k = 2 * sum(marked) > len(marked)
     if prompt is None or (answer is None and trace is None):
         missing = "prompt" if prompt is None else "answer"
         wanted = PROMPT_COLUMNS if prompt is None else ANSWER_COLUMNS
@@ -185,7 +202,19 @@ def detect_format(row: Mapping[str, Any], source: DataSource, place: str) -> Row
         )
     if source.format == "gsm8k" or (source.format == "auto" and looks_gsm8k):
         return RowFormat("gsm8k", prompt, answer, source.trace_field, *how)
-    return RowFormat("math", prompt, answer, trace, *how)
+    return RowFormat("math", prompt, answer, trace, *how, guessed=source.format == "auto")
+
+
+def trace_column(row: Mapping[str, Any]) -> str | None:
+    """The column of a row that holds its trace, found by name; None if there is none."""
+    found = _first(TRACE_COLUMNS, row)
+    # Many other sets have a column of the name target.
+    return None if found == "target" and messages_of(row[found], found) is None else found
+
+
+def ends_in_mark(gold: str) -> bool:
+    """Whether the last line of a text is GSM8K's `#### n`."""
+    return _LAST_MARK.search(gold) is not None
 
 
 def last_boxed(text: str) -> str | None:
@@ -204,29 +233,36 @@ def _gsm8k(value: Any, column: str, boxed: bool) -> tuple[str, str]:
     if not isinstance(value, str) or "####" not in value:
         raise BadRow(f"it has no answer ('{column}' must end in '#### n')")
     steps, _, answer = value.rpartition("####")
-    answer = answer.strip().lstrip("$").replace(",", "")
+    answer = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), answer.strip().lstrip("$"))
+    if "\n" in answer:
+        raise BadRow(f"it has no answer (the last line of '{column}' must be '#### n')")
     if not answer:
         raise BadRow(f"it has no answer (nothing follows '####' in '{column}')")
     if not boxed:
         return value.strip(), answer
     steps = _CALCULATOR.sub("", steps).strip()
-    return f"{steps}\nThe answer is \\boxed{{{answer}}}.".lstrip(), answer
+    return (steps + answer_line(answer)).lstrip(), answer
 
 
-def _answer_text(value: Any, column: str, golds: Literal["all", "any"] = "all") -> str:
-    """A gold answer as text: `$…$` is taken off, a number is its shortest decimal, a list is joined as `golds` says."""
+def _answer_text(value: Any, column: str, golds: Literal["all", "any"] = "all", as_it_is: bool = False) -> str:
+    """A gold answer as text: `$…$` is taken off (unless `as_it_is`), a list is joined as `golds` says.
+
+    A number is its shortest decimal.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, str):
         text = value.strip()
         inner = text.strip("$")
+        if as_it_is:
+            return text
         return inner.strip() if text[:1] == text[-1:] == "$" and "$" not in inner else text
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         return _decimal(value, column)
     if isinstance(value, list):
         if any(isinstance(item, list) for item in value):
             raise BadRow(f"its answer ('{column}') is a list of lists; give one list of right answers")
-        texts = [_answer_text(item, column) for item in value]
+        texts = [_answer_text(item, column, as_it_is=as_it_is) for item in value]
         if not all(texts):
             if any(texts):
                 raise BadRow(f"its list of answers ('{column}') holds an empty one; take it out")
@@ -249,17 +285,24 @@ def _decimal(value: int | float | Decimal, column: str) -> str:
     return "0" if text == "-0" else text
 
 
-def trace_text(value: Any, column: str) -> str | None:
-    """A trace without white space around it; of several solutions the first; None where there is none."""
+def traced(row: Mapping[str, Any], column: str | None) -> tuple[str | None, list[str]]:
+    """(the trace of a row, what was done to it)."""
+    if column is None:
+        return None, []
+    raw = column_of(row, column)
+    several = isinstance(raw, list) and messages_of(raw, column) is None and sum(map(bool, raw)) > 1
+    return next(iter(trace_texts(raw, column, 1)), None), ["further_traces"] if several else []
+
+
+def trace_texts(value: Any, column: str, most: int | None = None) -> list[str]:
+    """The traces that a value holds, without white space around them: of a list of solutions each, at most `most`."""
     if (messages := messages_of(value, column)) is not None:
         value = answer_in(messages, column)
-    if isinstance(value, list):
-        value = next((item for item in value if item), None)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise BadRow(f"its trace ('{column}') must be text, this is a {type(value).__name__}")
-    return value.strip() or None
+    found = [item for item in value if item][:most] if isinstance(value, list) else [value]
+    for item in found:
+        if item is not None and not isinstance(item, str):
+            raise BadRow(f"its trace ('{column}') must be text, this is a {type(item).__name__}")
+    return [text for item in found if item is not None and (text := item.strip())]
 
 
 def _first(names: tuple[str, ...], row: Mapping[str, Any]) -> str | None:

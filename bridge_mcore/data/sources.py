@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from bridge_mcore.config.json_file import BadJson, one_line, parse_json
+from bridge_mcore.config.json_file import BadJson, once, one_line, parse_json
 from bridge_mcore.config.schema import DataSource
 from bridge_mcore.data.notes import Notes
 from bridge_mcore.errors import DataError
@@ -56,6 +56,12 @@ def read_path(path: Path, limit: int | None = None) -> Iterator[Placed]:
     return islice((placed for file in files_of(path) for placed in read_file(file)), limit)
 
 
+def peek(rows: Iterator[Placed], number: int = 100) -> tuple[list[Placed], Iterator[Placed]]:
+    """(the first rows, all rows): by what columns a source has, where some rows lack some."""
+    first = list(islice(rows, number))
+    return first, chain(first, rows)
+
+
 def _guarded(read: Any, path: Path) -> Iterator[Placed]:
     try:
         yield from read(path)
@@ -79,7 +85,7 @@ def _read_json(path: Path) -> Iterator[Placed]:
     if not text.strip():
         return
     try:
-        rows = parse_json(text, _once)
+        rows = parse_json(text, once)
     except BadJson as error:
         if error.reason == "Extra data" and text.lstrip().startswith("{"):  # JSON lines under the other suffix
             yield from _read_lines(path)
@@ -217,18 +223,9 @@ def pinned(source: DataSource, notes: Notes) -> tuple[DataSource, str | None]:
 
 def _parse(line: str, place: str) -> Any:
     try:
-        return parse_json(line, _once)
+        return parse_json(line, once)
     except BadJson as error:
         raise DataError(f"{place}: {error}; mend the line") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError for a name that stands there twice: json would take the last and say nothing."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the name {_named_twice(names)!r} stands twice in one object")
-    return found
 
 
 def _as_row(row: Any, place: str) -> dict[str, Any]:

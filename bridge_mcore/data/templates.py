@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from bridge_mcore.config.json_file import one_line
 from bridge_mcore.config.nearest import nearest
 from bridge_mcore.data.chat_render import ChatTemplateError, render_chat
-from bridge_mcore.data.control import TextCodec
+from bridge_mcore.data.control import TextCodec, begins_answer
 from bridge_mcore.data.notes import Notes
-from bridge_mcore.data.problem import Problem
+from bridge_mcore.data.problem import Problem, answer_line
 from bridge_mcore.data.texts import beginning, check_unicode, token_ids
-from bridge_mcore.data.thoughts import THOUGHTS, closed_at_end, opened_at_end, opening_of
+from bridge_mcore.data.thoughts import THOUGHTS, closed_at_end, closes_unopened, opened_at_end, opening_of
 from bridge_mcore.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ QWEN_SYSTEM = "You are a helpful assistant."
 _CHATML = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
 _ABEL = "Question:\n{question}\nAnswer:\nLet's think step by step.\n"
 _PROBE = "bridge mcore probe"
+#: A question: with capitals and small letters, and long enough to be cut.
+_USER = " ".join(["Bridge Mcore", *map(str, range(50)), "Probe"])
 #: The word that stands for what a template says by itself (`data.instruction`).
 AUTO = "auto"
 #: Characters of a text that is not read a second time.
@@ -78,7 +80,6 @@ class PromptTemplate:
         """
         self.tokenizer, self.name, self.system_prompt, self.instruction = tokenizer, name, system_prompt, instruction
         self.notes = Notes() if notes is None else notes
-        self.texts = TextCodec(tokenizer)
         if name not in TEMPLATES:
             raise ConfigError(
                 f"data.template: no template '{name}'{nearest(name, TEMPLATES)}; choose from {', '.join(TEMPLATES)}"
@@ -144,11 +145,43 @@ class PromptTemplate:
                 )
             return self.system_prompt
         if self.name in ("plain", "abel") or (self.name == "chat" and not self._takes_system):
+            if not problem.system.strip():  # it says that there is none
+                return None
             raise DataError(
                 f"{problem} has a system message, and the template {self.name} has no place for it; set "
                 "system_messages: drop on its data source, or take another data.template"
             )
         return problem.system
+
+    @cached_property
+    def texts(self) -> TextCodec:
+        """How texts become tokens beside those that the template itself writes."""
+        written = self._written()
+        try:
+            ends = self.stop_tokens
+        except ConfigError:  # said where an end is needed
+            ends = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        return TextCodec(self.tokenizer, ends, written)
+
+    def _written(self) -> list[int]:
+        """Tokens that a chat template writes by itself; of those before the question none that begins an answer.
+
+        Raises ConfigError for a template that changes or leaves out what the user says.
+        """
+        if self.name != "chat":
+            return []
+        try:
+            text = self._apply_chat(self._messages(_USER, self.system_prompt), True)
+        except ConfigError:  # said of the first problem, which may have a system message
+            return []
+        if _USER not in text:
+            raise ConfigError(
+                f"data.template: the chat template of {self._tokenizer_name} changes or leaves out what the user says; "
+                "take another template, such as qwen-boxed or plain"
+            )
+        before, _, after = text.rpartition(_USER)
+        # What a system message of the template's own says of thoughts is for answers to spell.
+        return [*(i for i in self._text_ids(before) if not begins_answer(self.tokenizer, i)), *self._text_ids(after)]
 
     @cached_property
     def _takes_system(self) -> bool:
@@ -188,13 +221,20 @@ class PromptTemplate:
         return EncodedTrace(prompt + response, len(prompt), problem)
 
     def _without_end(self, problem: Problem, trace: str) -> str:
-        """A trace without the control tokens that it spells at its end."""
+        """A trace without the control tokens that it spells at its end, and before a box that reading its row added."""
+        line = answer_line(problem.answer)
+        if trace.endswith(line) and (whole := self._without_marks(trace[: -len(line)])) + line != trace:
+            self.notes.add("ended_traces", str(problem))
+            return whole + line
+        if (text := self._without_marks(trace)) != trace:
+            self.notes.add("ended_traces", str(problem))
+        return text
+
+    def _without_marks(self, trace: str) -> str:
         marks, text = tuple(self.texts.marks), trace
         while marks and (ending := text.rstrip()).endswith(marks):
             mark = max((m for m in marks if ending.endswith(m)), key=len)
             text = ending.removesuffix(mark).rstrip()
-        if text is not trace:
-            self.notes.add("ended_traces", str(problem))
         return text
 
     def _going_on(self, problem: Problem, trace: str, prompt_end: str) -> str:
@@ -205,6 +245,8 @@ class PromptTemplate:
             trace = trace.removeprefix(opening).removeprefix(opened[1])
         elif opening is not None and closed_at_end(prompt_end):
             self.notes.add("opened_again", str(problem))
+        if opened is None and closes_unopened(trace):
+            self.notes.add("never_opened", str(problem))
         begun = opened[0] if opened is not None else opening
         if begun is not None and problem.finished and THOUGHTS[begun] not in trace:
             self.notes.add("never_closed", str(problem))
@@ -220,13 +262,20 @@ class PromptTemplate:
             self.notes.add("asked_twice", str(problem))
         if opened_at_end(end) is not None:
             self.notes.add("thought_opened", str(problem))
+        if self._is_dated:
+            self.notes.add("dated_prompts", str(problem))
         self._note_text(problem, "prompt", texts, ids)
+
+    @cached_property
+    def _is_dated(self) -> bool:
+        """Whether the chat template asks for the date of the day."""
+        return self.name == "chat" and "strftime_now" in str(self.tokenizer.chat_template)
 
     def _note_text(self, problem: Problem, what: str, texts: list[str], ids: list[int]) -> None:
         if marks := [mark for text in texts for mark in self.texts.spelt(text)]:
             self.notes.add(f"control_{what}s", f"{marks[0]} in {problem}")
             self.notes[f"{what}_marks"] += len(marks)
-        if unknown := ids.count(self.texts.unknown) if self.texts.unknown is not None else 0:
+        if unknown := self.texts.unknown_in(texts, ids):
             self.notes.add(f"unknown_{what}s", str(problem))
             self.notes[f"unknown_{what}_tokens"] += unknown
         if any(len(text) < _LONG and self.texts.loses(text) for text in texts):

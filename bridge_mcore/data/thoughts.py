@@ -23,6 +23,11 @@ def opened_at_end(text: str) -> tuple[str, str] | None:
     return None if opened is None else (opened, text[len(bare) :])
 
 
+def closes_unopened(text: str) -> bool:
+    """Whether a text closes a thought that it does not open."""
+    return any(closing in text and opening not in text for opening, closing in THOUGHTS.items())
+
+
 def closed_at_end(text: str) -> bool:
     """Whether a prompt closes a thought at its end: the answer begins without one."""
     return text.rstrip().endswith(tuple(THOUGHTS.values()))

@@ -41,6 +41,7 @@ class DataRecord:
         Raises DataError if a prepared file is no longer the one that its card describes.
         """
         problems: list[Problem] = []
+        seen: set[tuple[str, str | None]] = set()
         for number, source in enumerate(sources):
             name, notes = f"{key}_more.{number - 1}" if number else key, Notes()
             repeats: Literal["bad", "once"] = "once" if key.startswith("data.evaluation") else "bad"
@@ -48,6 +49,9 @@ class DataRecord:
             found = load_problems(source, self.config.reward.verifier, plugins_of(self.config), notes, repeats)
             self._rows[name], self._problems[name] = notes, found
             self._note(name, source, found, commit)
+            if again := [p for p in found if (p.id, p.trace) in seen]:
+                notes.add("again", str(again[0]), len(again))
+            seen.update((p.id, p.trace) for p in found)
             problems += found
         return problems
 
@@ -82,6 +86,7 @@ class DataRecord:
         rewards = sorted({p.reward for p in problems})
         entry: dict[str, Any] = {"name": source_name(source), "problems": len(problems), "rewards": rewards}
         entry["sha256"] = digest(problems)
+        entry["cut_traces"] = cut_digest(problems)
         if source.path is not None:
             card = card_of(source.path)
             # The card was just verified: its hash is the file's, which need not be read again.
@@ -116,6 +121,12 @@ def digest(problems: Sequence[Problem]) -> str:
         system = [] if p.system is None else [p.system]  # as before there were any
         found.update(json.dumps([p.prompt, p.answer, p.trace, p.reward, *system]).encode() + b"\n")
     return found.hexdigest()
+
+
+def cut_digest(problems: Sequence[Problem]) -> str | None:
+    """SHA-256 of the places of problems whose traces were cut, apart from `digest`; None if there are none."""
+    cut = [number for number, problem in enumerate(problems) if not problem.finished]
+    return hashlib.sha256(json.dumps(cut).encode()).hexdigest() if cut else None
 
 
 def _file_facts(path: Path, sha256: str | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from bridge_mcore.config.data_checks import evaluates, plugins_of
 from bridge_mcore.config.schema import Config
 from bridge_mcore.data.pairs import EncodedPrompt, encode_prompts, encode_traces
 from bridge_mcore.data.templates import EncodedTrace
-from bridge_mcore.errors import ConfigError
+from bridge_mcore.errors import ConfigError, DataError
 from bridge_mcore.rewards.mixed import Rewards, settings_of
 from bridge_mcore.training.data_record import DataRecord
 
@@ -36,8 +36,18 @@ def read_traces(config: Config, tokenizer: Any, context: int, record: DataRecord
     source, more = (data.rl, data.rl_more) if data.sft is None else (data.sft, data.sft_more)
     if source is None:
         raise ConfigError(f"data.sft is needed by method '{config.method.name}'")
-    found = record.load(key, source, *more)
-    return encode_traces(found, tokenizer, data, context, record.counts(key, "traces"))
+    found, counts = record.load(key, source, *more), record.counts(key, "traces")
+    if data.sft is None:  # a problem of RL needs none
+        without = [problem for problem in found if problem.trace is None]
+        if len(without) == len(found):
+            raise DataError(
+                f"data.rl has no trace in any of its {len(found)} rows; name the column that holds them "
+                "(data.rl.trace_field), or set data.sft"
+            )
+        if without:
+            counts.add("without_trace", str(without[0]), len(without))
+        found = [problem for problem in found if problem.trace is not None]
+    return encode_traces(found, tokenizer, data, context, counts)
 
 
 def evaluated_tokens(config: Config) -> list[int]:

@@ -15,8 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bridge_mcore.config.data_checks import plugins_of
 from bridge_mcore.config.json_file import parse_json, read_json, shown
+from bridge_mcore.config.rewards import PLUGIN
 from bridge_mcore.config.schema import Config
+from bridge_mcore.data.card import file_hash
 from bridge_mcore.errors import CheckpointError, ConfigError
 from bridge_mcore.model.families.shape import ModelShape
 
@@ -41,6 +44,8 @@ _TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 _LARGEST_TOKENIZER = 512 << 20  # bytes
+#: What is kept of a source's entry in data.json.
+_OF_DATA = ("name", "sha256", "problems", "cut_traces")
 _HELD_OUT = "data.evaluation"
 CHANGES_FILE = "changes.jsonl"
 _SHOWN = 8  # lines of a message about changes
@@ -80,6 +85,13 @@ def tokenizer_digests(directory: Path) -> dict[str, str]:
     return found
 
 
+def plugin_digests(config: Config) -> dict[str, str]:
+    """SHA-256 of the file of each reward plugin that a configuration names by its file."""
+    files = {name: Path(name.removeprefix(PLUGIN).rpartition(":")[0]).expanduser() for name in plugins_of(config)}
+    # One that is missing is refused where it is loaded.
+    return {name: file_hash(path) for name, path in files.items() if path.suffix == ".py" and path.is_file()}
+
+
 def model_facts(shape: ModelShape, stops: Sequence[int]) -> dict[str, Any]:
     """What config.json and generation_config.json make of the model, as JSON has it."""
     return json.loads(json.dumps({**asdict(shape), "stop_token_ids": list(stops)}))
@@ -94,7 +106,7 @@ class SameRun:
     def __init__(self, config: Config, before: Mapping[str, Any] | None, step: int) -> None:
         self.before, self.step = before, step
         self.allow = config.run.resume_changes == "allow"
-        self.record: dict[str, Any] = {"config": settings(config)}
+        self.record: dict[str, Any] = {"config": settings(config), "plugins": plugin_digests(config)}
         #: what has changed and is allowed to: (key, before, after)
         self.changes: list[tuple[str, Any, Any]] = []
 
@@ -111,6 +123,12 @@ class SameRun:
         ]
         fixed = [change for change in changed if _within(change[0], _FIXED)]
         refused = [change for change in changed if _within(change[0], _REFUSED)]
+        code = self.before.get("plugins") or {}  # older checkpoints have none
+        refused += [
+            (f"the code of {name}", _digest(code[name]), _digest(digest))
+            for name, digest in self.record["plugins"].items()
+            if name in code and code[name] != digest
+        ]
         if fixed:
             raise self._refusal(fixed, "start another run for that: a checkpoint cannot go on as one of another kind")
         self._decide(refused)
@@ -126,7 +144,7 @@ class SameRun:
         self, data: Mapping[str, Mapping[str, Any]], tokenizer: Mapping[str, str], model: Mapping[str, Any]
     ) -> None:
         """Compare what was read, before the model is loaded. data: entries of data.json. Raises ConfigError."""
-        kept = {key: {name: entry.get(name) for name in ("name", "sha256", "problems")} for key, entry in data.items()}
+        kept = {key: {name: entry.get(name) for name in _OF_DATA} for key, entry in data.items()}
         self.record |= {"data": kept, "tokenizer": dict(tokenizer), "model": dict(model)}
         if self.before is None:
             return
@@ -157,6 +175,9 @@ class SameRun:
                 old = then.get(key)
             if (old or {}).get("sha256") != (entry or {}).get("sha256"):
                 yield key, f"the problems of {key}", _summary(old), _summary(entry)
+            elif old and entry and "cut_traces" in old and old["cut_traces"] != entry["cut_traces"]:
+                what = f"which traces of {key} are cut (finished: false)"
+                yield key, what, _digest(old["cut_traces"]) or "none", _digest(entry["cut_traces"]) or "none"
 
     def _decide(self, refused: list[tuple[str, Any, Any]]) -> None:
         if refused and not self.allow:

@@ -107,7 +107,7 @@ ENDLESS = {
     "loops": "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
     "only for a long question": (
         "{% if messages[-1].content | length > 200 %}{% for a in range(100000) %}{% for b in range(100000) %}"
-        "{% endfor %}{% endfor %}{% endif %}x"
+        "{% endfor %}{% endfor %}{% endif %}{{ messages[-1].content }}"
     ),
     "one operation without end": "{{ 7 ** (7 ** (7 ** 7)) }}",
     "a macro that calls itself twice": (

@@ -32,6 +32,7 @@ class Candidate:
     trace: str
     source: str
     place: str
+    finished: bool = True
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -106,7 +107,14 @@ class Collector(AbstractContextManager["Collector"]):
             self.counts["outside trace_length"] += 1
             return
         problem = Problem(
-            item.id, item.prompt, item.answer, candidate.trace, item.source, item.reward, system=item.system
+            item.id,
+            item.prompt,
+            item.answer,
+            candidate.trace,
+            item.source,
+            item.reward,
+            candidate.finished,
+            item.system,
         )
         fitted = self._measure.fit(problem, recipe.limit.length, recipe.limit.policy == "cut")
         if fitted is None:
@@ -115,18 +123,19 @@ class Collector(AbstractContextManager["Collector"]):
         if not fitted.finished:
             self.counts["over the limit, cut"] += 1
             length = self._measure.text(fitted.text)
+        finished = fitted.finished and candidate.finished  # one that came cut stays so
         self._taken += 1
         order = (length, self._taken) if recipe.pairing.keep == "shortest" else (self._taken,)
         # A whole trace before one that was cut, of whatever tier.
-        rank = (int(not fitted.finished), TIERS.index(candidate.tier), *order)
-        entry = _Kept(rank, self._spool.seek(0, 2), candidate.tier, length, fitted.finished)
+        rank = (int(not finished), TIERS.index(candidate.tier), *order)
+        entry = _Kept(rank, self._spool.seek(0, 2), candidate.tier, length, finished)
         if recipe.pairing.keep == "all":
             self._kept[candidate.number].append(entry)
         elif not (best := self._kept.get(candidate.number)) or entry < best[0]:
             self._kept[candidate.number] = [entry]
         else:
             return
-        self._spool.write(_line(candidate, fitted.text, fitted.finished))
+        self._spool.write(_line(candidate, fitted.text, finished))
 
     def chosen(self) -> Iterator[tuple[int, TierName, int, bool, bytes]]:
         """(prompt, tier, length, finished, line of train_sft.jsonl) of what is kept, in the order of the prompts."""

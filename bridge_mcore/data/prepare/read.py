@@ -16,17 +16,18 @@ from bridge_mcore.data.messages import BadRow
 from bridge_mcore.data.notes import Notes
 from bridge_mcore.data.prepare.recipe import Origin, Recipe, data_source, local_path, trace_columns
 from bridge_mcore.data.problem import DEFAULT_REWARD
-from bridge_mcore.data.problems import checked_id, source_name
+from bridge_mcore.data.problems import checked_id, own_format, source_name
 from bridge_mcore.data.rows import (
     PROMPT_COLUMNS,
     TRACE_COLUMNS,
     column_of,
     detect_format,
+    is_finished,
     question_of,
     reward_of,
-    trace_text,
+    trace_texts,
 )
-from bridge_mcore.data.sources import Placed, dataset_commit, files_of, read_dataset, read_path
+from bridge_mcore.data.sources import Placed, dataset_commit, files_of, peek, read_dataset, read_path
 from bridge_mcore.errors import DataError
 
 #: A prompt that holds one of these is already inside a chat template; training would put it into a second one.
@@ -47,6 +48,7 @@ class Item:
     difficulty: float | None
     traces: tuple[str, ...]
     system: str | None = None
+    finished: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,23 +119,26 @@ def _stat(path: Path) -> tuple[int, int]:
 def problems_of(opened: Opened, streaming: bool) -> Iterator[Item | Left]:
     """A source of problems, row by row. Raises DataError for a bad row unless `bad_rows: skip`, or if there is none."""
     row_format, none = None, True
-    for place, row in opened.rows(streaming):
+    first, rows = peek(opened.rows(streaming))
+    for place, row in rows:
         none = False
         if (left := _outside(opened.origin, row, place)) is not None:
             yield left
             continue
         if row_format is None:
-            row_format = detect_format(row, opened.source, place)
+            if own := own_format(opened.source, row):
+                raise DataError(
+                    f"{place}: data prepare reads no rows of format: {own}; train on the file itself, or set "
+                    f"{opened.key}.format to how its columns are to be read"
+                )
+            row_format = detect_format(first, opened.source)
             columns = _trace_columns(opened.origin, row, row_format.trace)
         try:
             reward = opened.source.reward or reward_of(row, plugins_among([opened.source.reward])) or DEFAULT_REWARD
             read = row_format.read(row, reward)
             prompt = _without_suffix(read.prompt, opened.origin.prompt_suffix)
-            if row_format.kind == "gsm8k":
-                texts = [read.trace]
-            else:
-                # As they stand in the row: a box that reading adds to a solution would verify by itself.
-                texts = [trace_text(column_of(row, column), column) for column in columns]
+            # As they stand in the row: a box that reading adds to a solution would verify by itself.
+            texts = [read.trace or ""] if row_format.kind == "gsm8k" else _texts(opened, row, columns)
             traces = tuple(t for text in texts if text and (t := _thinking(text, opened.origin.thinking)))
             number = checked_id(prompt, read.answer, "".join(traces), read.system)
         except BadRow as error:
@@ -146,13 +151,14 @@ def problems_of(opened: Opened, streaming: bool) -> Iterator[Item | Left]:
         difficulty = difficulty_of(row, opened.origin.difficulty_field)
         for key in read.notes:
             opened.notes.add(key)
-        yield Item(prompt, read.answer, number, opened.name, reward, place, difficulty, traces, read.system)
+        whole = is_finished(row)
+        yield Item(prompt, read.answer, number, opened.name, reward, place, difficulty, traces, read.system, whole)
     if none:
         raise DataError(f"{opened.key} ({opened.name}) holds no rows; at least one problem is needed")
 
 
-def traces_of(opened: Opened) -> Iterator[tuple[str, str, float | None, tuple[str, ...]] | Left]:
-    """(place, question, difficulty, traces) of a trace source, row by row; an answer column is not needed."""
+def traces_of(opened: Opened) -> Iterator[tuple[str, str, float | None, tuple[str, ...], bool] | Left]:
+    """(place, question, difficulty, traces, whether they are whole) of a trace source, row by row."""
     column, columns = opened.origin.prompt_field, None
     for place, row in opened.rows(streaming=True):
         if (left := _outside(opened.origin, row, place)) is not None:
@@ -170,14 +176,22 @@ def traces_of(opened: Opened) -> Iterator[tuple[str, str, float | None, tuple[st
         assert column is not None
         try:
             question, _ = question_of(row, column, answered=column in columns)
-            texts = [trace_text(column_of(row, name), name) for name in columns]
+            texts = _texts(opened, row, columns)
             traces = tuple(t for text in texts if text and (t := _thinking(text, opened.origin.thinking)))
             checked_id(question, "", "".join(traces))
         except BadRow as error:
             yield _bad(opened, place, error)
             continue
         question = _without_suffix(question, opened.origin.prompt_suffix)
-        yield place, question, difficulty_of(row, opened.origin.difficulty_field), traces
+        yield place, question, difficulty_of(row, opened.origin.difficulty_field), traces, is_finished(row)
+
+
+def _texts(opened: Opened, row: Mapping[str, Any], columns: list[str]) -> list[str]:
+    """All traces of a row; a column that lists several is noted."""
+    found = [trace_texts(column_of(row, column), column) for column in columns]
+    if any(len(texts) > 1 for texts in found):
+        opened.notes.add("several_traces")
+    return [text for texts in found for text in texts]
 
 
 def _trace_columns(origin: Origin, row: Mapping[str, Any], found: str | None) -> list[str]:

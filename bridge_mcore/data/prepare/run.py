@@ -12,11 +12,13 @@ import errno
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from bridge_mcore.data.contradictions import other_golds
 from bridge_mcore.data.prepare.collect import Candidate, Collector, item_row, json_line, tiers_in_use
 from bridge_mcore.data.prepare.decontaminate import Contact, EvaluationIndex
 from bridge_mcore.data.prepare.measure import Measure
@@ -26,10 +28,14 @@ from bridge_mcore.data.prepare.recipe import Origin, Recipe
 from bridge_mcore.data.prepare.text import digest, normal_form
 from bridge_mcore.data.problem import Problem
 from bridge_mcore.errors import DataError
+from bridge_mcore.rewards.mixed import Rewards
 
 RL_FILE, SFT_FILE = "train_rl.jsonl", "train_sft.jsonl"
 DROPPED_FILE, CONTACTS_FILE = "dropped.jsonl", "contamination.jsonl"
 _SPOOL = ".spool"
+_DONE = ("system_dropped", "several_traces", "listed_golds", "any_listed_golds")
+#: Characters of an answer that are kept to be compared; of longer ones, their digest.
+_KEPT_ANSWER = 80
 Show = Callable[[Iterable[Any], int | None, str], Iterable[Any]]
 
 
@@ -61,24 +67,41 @@ class _Prompts:
     def __init__(self, in_memory: bool) -> None:
         self.in_memory = in_memory
         self.items: list[Item] = []
-        self._seen: dict[bytes, tuple[int, bytes]] = {}
+        self._seen: dict[bytes, tuple[int, str | bytes]] = {}
         self.sources: dict[int, tuple[str, ...]] = {}
         self._alone: dict[str, tuple[str, ...]] = {}
         self.kept = 0
+        self._judges: Rewards | None = None
 
-    def earlier(self, form: bytes) -> tuple[int, bytes] | None:
-        """(number, digest of its answer) of the same problem; number is -1 where it was not kept."""
+    def earlier(self, form: bytes) -> tuple[int, str | bytes] | None:
+        """(number, its answer as `_kept_answer` has it) of the same problem; number is -1 where it was not kept."""
         return self._seen.get(form)
+
+    def contradicts(self, item: Item, answer: str | bytes) -> bool:
+        """Whether an answer to the same question is another one than the item's, by its reward."""
+        if isinstance(answer, bytes) or len(item.answer) > _KEPT_ANSWER:
+            return False  # nothing to compare with
+        self._judges = self._judges or Rewards()
+        one = Problem(item.id, item.prompt, item.answer, None, item.source, item.reward, system=item.system)
+        return other_golds([(replace(one, answer=answer), one)], self._judges.judge)[0]
+
+    def close(self) -> None:
+        if self._judges is not None:
+            self._judges.close()
 
     def add(self, item: Item, form: bytes, keep: bool) -> int:
         number = self.kept if keep else -1
-        self._seen[form] = (number, digest(item.answer)[:8])
+        self._seen[form] = (number, _kept_answer(item.answer))
         if keep:
             self.kept += 1
             if self.in_memory:
                 self.items.append(item)
             self.sources[number] = self._alone.setdefault(item.source, (item.source,))  # one for all
         return number
+
+
+def _kept_answer(answer: str) -> str | bytes:
+    return answer if len(answer) <= _KEPT_ANSWER else digest(answer)[:8]
 
 
 def prepare(recipe: Recipe, directory: Path, show: Show) -> Result:
@@ -92,7 +115,7 @@ def prepare(recipe: Recipe, directory: Path, show: Show) -> Result:
     prompts = _Prompts(in_memory=bool(recipe.traces))
     spool = directory / _SPOOL
     try:
-        with Collector(recipe, measure, spool) as collector:
+        with closing(prompts), Collector(recipe, measure, spool) as collector:
             with _writer(directory / RL_FILE) as rl, _writer(directory / DROPPED_FILE) as dropped:
                 for key, origin in enumerate(recipe.prompts):
                     opened = _open(recipe, f"prompts.{key}", origin, result)
@@ -182,18 +205,20 @@ def _read_prompts(
                 counts["kept"] += 1
             if collector is not None and number >= 0 and (left is None or recipe.pairing.keep == "all"):
                 for trace in item.traces:
-                    collector.add(Candidate(number, item, "own", 1.0, trace, opened.name, item.place))
+                    collector.add(Candidate(number, item, "own", 1.0, trace, opened.name, item.place, item.finished))
         if left is not None:
             counts[left.stage] += 1
             dropped.write(json_line({"source": opened.name, "place": left.place, "stage": left.stage,
                                      "reason": left.reason}))  # fmt: skip
     opened.check_unchanged()
     opened.facts["rows"] = rows
+    _say(opened)
+
+
+def _say(opened: Opened) -> None:
+    """What was done to a source's rows, for the card."""
     # Traces are taken as they stand, but for the marks of GSM8K, which everybody gets boxes for.
-    done = {
-        key: opened.notes[key] for key in ("system_dropped", "listed_golds", "any_listed_golds") if opened.notes[key]
-    }
-    if done:
+    if done := {key: opened.notes[key] for key in _DONE if opened.notes[key]}:
         opened.facts["done"] = done
 
 
@@ -211,8 +236,11 @@ def _place(
         number, answer = earlier
         if number >= 0 and item.source not in prompts.sources[number]:
             prompts.sources[number] += (item.source,)
-        if answer == digest(item.answer)[:8]:
+        if answer == _kept_answer(item.answer):
             return number, Left(item.place, "repeated", "the same problem came before")
+        if prompts.contradicts(item, answer):
+            why = f"answer {item.answer[:80]}, and {str(answer)[:80]} of the one before"
+            return number, Left(item.place, "repeated, with another answer", why)
         return number, Left(item.place, "repeated, answer spelt otherwise", f"answer {item.answer[:80]}")
     filters = recipe.filters
     left: Left | None = None
@@ -271,7 +299,7 @@ def _pair(
                 dropped.write(json_line({"source": opened.name, "place": row.place, "stage": row.stage,
                                          "reason": row.reason}))  # fmt: skip
                 continue
-            place, question, difficulty, traces = row
+            place, question, difficulty, traces, whole = row
             match = index.find(question)
             if match is None:
                 counts["no such prompt"] += 1
@@ -283,10 +311,12 @@ def _pair(
                 counts[match.tier] += 1
                 item = prompts.items[match.prompt]
                 for trace in traces:
-                    found = Candidate(match.prompt, item, match.tier, match.similarity, trace, opened.name, place)
+                    found = Candidate(match.prompt, item, match.tier, match.similarity, trace, opened.name, place,
+                                      whole)  # fmt: skip
                     collector.add(found)
         opened.check_unchanged()
         opened.facts["rows"] = rows
+        _say(opened)
 
 
 def _write_traces(collector: Collector, prompts: _Prompts, result: Result, sft: BinaryIO) -> None:
