@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+from bridge_mcore.rewards.angles import known_cosine, known_sine
 from bridge_mcore.rewards.numeric import real_value
 from bridge_mcore.rewards.primes import TooHard, factors
 from bridge_mcore.rewards.terms import Arithmetic, Quotient, atom, monomial_key, rational
@@ -32,18 +33,6 @@ INVERSES = {name: "arc" + name for name in ("sin", "cos", "tan", "cot", "sec", "
 _DERIVED = {"tan": ("sin", "cos"), "cot": ("cos", "sin"), "sec": ("", "cos"), "csc": ("", "sin")}
 #: All names that :func:`apply` knows.
 NAMED = frozenset([*_OPAQUE, *_DERIVED, "ln", "log", "lg", "exp"])
-#: Cosines of angles in degrees: a rational times a root.
-_COSINES = {
-    0: (Fraction(1), 1),
-    30: (Fraction(1, 2), 3),
-    45: (Fraction(1, 2), 2),
-    60: (Fraction(1, 2), 1),
-    90: (Fraction(0), 1),
-    120: (Fraction(-1, 2), 1),
-    135: (Fraction(-1, 2), 2),
-    150: (Fraction(-1, 2), 3),
-    180: (Fraction(-1), 1),
-}
 
 
 def apply(do: Arithmetic, name: str, inside: Quotient, base: Quotient | None) -> Quotient:
@@ -72,11 +61,10 @@ def _known_angle(do: Arithmetic, name: str, inside: Quotient) -> Quotient | None
     turn = do.divide(inside, atom("c:pi")).constant()
     if turn is None:
         return None
-    degrees = turn * 180 - (90 if name == "sin" else 0)
-    degrees = abs((degrees + 180) % 360 - 180)
-    if degrees not in _COSINES:
+    known = known_sine(turn) if name == "sin" else known_cosine(turn)
+    if known is None:
         return None
-    times, under_root = _COSINES[int(degrees)]
+    times, under_root = known
     return do.multiply(rational(times), do.power(rational(under_root), rational(Fraction(1, 2))))
 
 
