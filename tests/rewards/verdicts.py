@@ -83,3 +83,47 @@ WRONG: Cases = {
         (r"1\text{ p.m.}", r"12\text{ p.m.}"), (r"12:30\text{ a.m.}", r"12:30\text{ p.m.}"), ("1:00", "13:00"),
     ],
 }  # fmt: skip
+
+#: Question, gold, answer.
+ASKED_RIGHT: list[tuple[str, str, str]] = [
+    ("Express $0.25$ as a common fraction.", r"\frac14", r"\frac{1}{4}"), ("What part is it?", r"\frac14", r"25\%"),
+    ("What is the probability? It was $0.25$ before.", r"\frac14", "0.25"),
+    ("What is the probability that it is at least $0.3$?", "0.5", r"\frac12"), ("What is $-(-5)$?", "5", "5"),
+    ("Find the prime factorization of $40$.", r"2^3\cdot5", r"5\cdot2^3"),
+    (r"Write $\frac12$ as a percent.", r"50\%", r"50\%"), (r"Express $\frac14$ as a percent.", r"25\%", "25"),
+    ("Evaluate $(1+2i)6-3i$.", "6+9i", "9i+6"), ("What is it?", "6+9i", "3(2+3i)"),
+    ("How long is it?", r"2\sqrt2", r"\sqrt8"), ("How long is it?", r"\frac{\sqrt3}2", r"\frac{2\sqrt3}{4}"),
+    ("Find it.", r"\cos 36^\circ", r"\sin 54^\circ"), ("Factor $x^2-1$.", "(x-1)(x+1)", "(x+1)(x-1)"),
+    ("Factor $x^2-1$.", "(x-1)(x+1)", "-(1-x)(1+x)"), ("Simplify $2x+3x$.", "5x", r"x\cdot 5"),
+    ("Find the angle.", r"\arctan 2", r"\frac\pi2-\arctan\frac12"),
+    ("Compute the sum.", r"\frac{n(n+1)(2n+1)}{6}", r"\frac16n(n+1)(2n+1)"),
+    ("Write it.", r"2e^{i\pi/3}", r"2(\cos\frac\pi3+i\sin\frac\pi3)"),
+    ("Find it.", r"\frac{1+\sqrt5}{2}", r"\frac12+\frac{\sqrt5}{2}"), ("Compute it.", "2^{1009}", r"2\cdot2^{1008}"),
+    ("Compute it.", r"\frac{3\pi}{4}", r"\frac34\pi"), ("Evaluate $(1+2i)6-3i$.", "6+9i", r"\frac{12+18i}{2}"),
+]  # fmt: skip
+
+ASKED_WRONG: list[tuple[str, str, str]] = [
+    ("Express $0.25$ as a common fraction.", r"\frac14", "0.25"),
+    (r"Express $25\%$ as a common fraction.", r"\frac14", r"25\%"),
+    ("Convert 0.25 to a fraction.", r"\frac14", "0.25"), (r"Convert $\frac34$ to a decimal.", "0.75", r"\frac34"),
+    (r"Express $0.\overline{57}$ as a common fraction.", r"\frac{19}{33}", r"0.\overline{57}"),
+    (r"Express $0.\overline{57}$ as a common fraction.", r"\frac{19}{33}", r"0.\dot5\dot7"),
+    (r"Express $0.\overline{57}$ as a common fraction.", r"\frac{19}{33}", "0.(57)"),
+    (r"Write $50\%$ as a decimal.", "0.5", r"50\%"),
+    ("Write $1{,}500{,}000$ in scientific notation.", r"1.5\times10^6", "1500000"),
+    ("Find the prime factorization of $40$.", r"2^3\cdot5", "40"), ("What is $-(-5)$?", "5", "-(-5)"),
+    ("What is $--5$?", "5", "--5"), ("Write 0.125 as a fraction in lowest terms.", r"\frac18", "0.125"),
+    ("Express 1.5 as an improper fraction.", r"\frac32", "1.5"),
+    ("Evaluate $(1+2i)6-3i$.", "6+9i", "(1+2i)6-3i+1-1"),
+    ("Evaluate $(1+2i)6-3i$.", "6+9i", r"\frac{2((1+2i)6-3i)}{2}"),
+    ("Evaluate $(1+2i)6-3i$.", "6+9i", "1-(1-(1+2i)6+3i)"),
+    (r"Compute $\sin^{-1}(-\frac12)$.", r"-\frac\pi6", r"\sin^{-1}\left(-\frac12\right)"),
+    (r"Compute $\sin 60^\circ$.", r"\frac{\sqrt3}2", r"\sin\frac\pi3"),
+    (r"Simplify $\sqrt{8}$.", r"2\sqrt2", r"\sqrt[2]{8}"), (r"Simplify $\sqrt{8}$.", r"2\sqrt2", "8^{1/2}"),
+    (r"Simplify $\sqrt{8}$.", r"2\sqrt2", r"\sqrt{4\cdot2}"), ("Factor $x^2-1$.", "(x-1)(x+1)", "-(1-x^2)"),
+    ("Simplify $2x+3x$.", "5x", "x(2+3)"), (r"Simplify $\sqrt{8}$.", r"2\sqrt2", r"\sqrt8+1-1"),
+    (r"Simplify $\sqrt{8}$.", r"2\sqrt2", r"\frac{3\sqrt8}{3}"),
+    (r"Simplify $\sqrt{8}$.", r"2\sqrt2", r"\sqrt{(\sqrt8)^2}"),
+    (r"Simplify $\sqrt{8}$.", r"2\sqrt2", r"1-(1-\sqrt8)"), ("How long is it?", r"\frac{\sqrt3}2", r"\cos 30^\circ"),
+    ("Find the angle.", r"\frac\pi4", r"\arctan 1"), (r"Simplify $\sqrt{8}$.", r"2\sqrt2", "8^{0.5}"),
+]  # fmt: skip
