@@ -32,7 +32,7 @@ INVERSES = {name: "arc" + name for name in ("sin", "cos", "tan", "cot", "sec", "
 #: Those that are quotients of these.
 _DERIVED = {"tan": ("sin", "cos"), "cot": ("cos", "sin"), "sec": ("", "cos"), "csc": ("", "sin")}
 #: All names that :func:`apply` knows.
-NAMED = frozenset([*_OPAQUE, *_DERIVED, "ln", "log", "lg", "exp"])
+NAMED = frozenset([*_OPAQUE, *_DERIVED, "cis", "ln", "log", "lg", "exp"])
 
 
 def apply(do: Arithmetic, name: str, inside: Quotient, base: Quotient | None) -> Quotient:
@@ -47,6 +47,9 @@ def apply(do: Arithmetic, name: str, inside: Quotient, base: Quotient | None) ->
     if name in _DERIVED:
         top, bottom = (apply(do, part, inside, None) if part else rational(1) for part in _DERIVED[name])
         return do.divide(top, bottom)
+    if name == "cis":
+        cosine, sine = (apply(do, part, inside, None) for part in ("cos", "sin"))
+        return do.add(cosine, do.multiply(atom("c:i"), sine))
     if name == "exp":
         return do.power(atom("c:e"), inside)
     if base is not None:

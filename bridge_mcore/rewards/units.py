@@ -62,7 +62,7 @@ _NAMES = {
 _UNIT = {name: unit for unit, names in _NAMES.items() for name in (unit, *names.split())}
 _COMPOUND = {"mi/h": "mph", "kmh": "km/h", "kph": "km/h", "fps": "ft/s"}
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_MONEY = {"$": "dollar", "\\$": "dollar", "€": "euro", "£": "sterling", "\\pounds": "sterling"}
+_MONEY = {"$": "dollar", "\\$": "dollar", "€": "euro", "£": "sterling", "\\pounds": "sterling", "¢": "cent"}
 _POWERS = {"square": "2", "sq": "2", "squared": "2", "cubic": "3", "cu": "3", "cubed": "3"}
 #: Words that turn a label into a second answer, a range or a hedge.
 _NO_LABEL_NAMES = """
@@ -112,7 +112,7 @@ _BARE = re.compile(
 _DEGREES = re.compile(r"\^(?:\{\\circ\}|\\circ)(?:\\text\{ ?(?P<text>[CF]) ?\}| ?(?P<bare>[CF]))?")
 #: The degrees at the end of `\sin 60^\circ` belong to the angle.
 _ANGLE = re.compile(
-    r"(?:sin|cos|tan|cot|sec|csc)(?:\\frac|\\(?:alpha|beta|gamma|theta|phi)|[^)A-Za-z\\]|[a-z](?![a-z]))*(?:\([^()]*\))?\^\{?\\circ\}?\Z"
+    r"(?:sin|cos|tan|cot|sec|csc|cis)(?:\\frac|\\(?:alpha|beta|gamma|theta|phi)|[^)A-Za-z\\]|[a-z](?![a-z]))*(?:\([^()]*\))?\^\{?\\circ\}?\Z"
 )
 _UNIT_CHARACTERS = re.compile(r"[A-Za-z./ ^0-9{}'*%-]*", re.ASCII)
 _OPERATOR_END = re.compile(r"(?:[-+*/^_=<>,;:({\[&|]|\\[A-Za-z]+)\s*")
@@ -137,7 +137,7 @@ def measure(text: str) -> Measure | None:
     for mark in ("\\%", "%"):
         if text.endswith(mark):
             return Measure(text.removesuffix(mark).strip(), "%")
-    for mark in ("\\$", "$", "€", "£"):
+    for mark in ("\\$", "$", "€", "£", "¢"):
         if text.endswith(mark) and len(text) > len(mark):
             return Measure(text.removesuffix(mark).strip(), _MONEY[mark])
     if _ANGLE.search(text):
@@ -199,6 +199,10 @@ def read_unit(words: str) -> str | None:
         sides.append(side)
     if len(sides) > 1 and sides[0] in ("dollar", "cent", "euro", ""):
         sides = sides[:1]  # 5 dollars per hour, 5 people per hour
+    if len(sides) == 1 and "^-" in sides[0]:  # m s^{-2} is m/s^2
+        parts = sides[0].split("*")
+        below = [part.replace("^-", "^").removesuffix("^1") for part in parts if "^-" in part]
+        sides = ["*".join(part for part in parts if "^-" not in part), *below]
     unit = "/".join(sides)
     return _COMPOUND.get(unit, unit)
 

@@ -33,6 +33,24 @@ RIGHT: Cases = {
         ("15:30", r"3:30\text{ p.m.}"), (r"11\text{ p.m.}", "23:00"), (r"9\text{ a.m.}", "9:00"),
         ("12:00", r"12\text{ p.m.}"),
     ],
+    "notations": [
+        ("120", "5!=120"), (r"x\ne 2", "x!=2"), (r"x\ne 2", "x != 2"), (r"{9 \choose 3}", r"\frac{9!}{3!6!}"),
+        (r"\left(3,\frac\pi2\right)", r"(r,\theta)=(3,\frac{\pi}{2})"),
+        (r"\left(3,\frac\pi2\right)", r"r=3,\theta=\frac{\pi}{2}"), ("(1,2)", "(x_1,y_1)=(1,2)"),
+        (r"\pi", r"\mathbf{\pi}"), ("B", r"\mathbf{B}"), ("B", r"\boldsymbol{B}"), ("B", r"\bm{B}"),
+        (r"\begin{pmatrix}-1/3\\2/3\\5/3\end{pmatrix}", r"\frac13\begin{pmatrix}-1\\2\\5\end{pmatrix}"),
+        (r"\frac13\begin{pmatrix}-1\\2\\5\end{pmatrix}", r"\begin{pmatrix}-\frac13\\\frac23\\\frac53\end{pmatrix}"),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"-\begin{pmatrix}-1&-2\\-3&-4\end{pmatrix}"),
+        (r"1+i\sqrt3", r"2\operatorname{cis}60^\circ"), (r"1+i\sqrt3", r"2\operatorname{cis}\frac{\pi}{3}"),
+        ("36", "|A|=36"), ("6", r"\gcd(12,18)=6"), ("6", r"\text{gcd}(12,18)=6"),
+        ("6", r"\operatorname{gcd}(12,18)=6"), (r"9.8\text{ m/s}^2", r"9.8\text{ m s}^{-2}"),
+        (r"9.8\text{ m/s}^2", r"9.8\text{ m}\cdot\text{s}^{-2}"), (r"5.4\text{ cents}", "5.4¢"),
+        (r"\$5", r"\text{\$}5"), (r"60^\circ", r"60^\circ\text{.}"), ("36", r"\text{There are }36\text{ ways}"),
+        ("36", r"\text{Therefore, the answer is }36"), (r"\text{no solution}", r"\text{There is no solution}"),
+        ("1, 2", r"1\text{, }2"), ("171_{16}", "171_{16}"), ("AB_{16}", "(AB)_{16}"), ("58", r"58\tag{1}"),
+        ("58", "\u202d58\u202c"), ("58", "\u061c58"), ("58", r"\begin{aligned}58\end{aligned}"),
+        ("58", r"\underbrace{58}"), (r"\frac12", r"\begin{align*}\frac12\end{align*}"),
+    ],
 }  # fmt: skip
 
 WRONG: Cases = {
@@ -81,6 +99,16 @@ WRONG: Cases = {
         (r"12\text{ p.m.}", "0:00"), (r"12\text{ a.m.}", r"12\text{ p.m.}"), (r"12\text{ p.m.}", "24:00"),
         (r"12:30\text{ p.m.}", "0:30"), (r"3:30\text{ a.m.}", "15:30"), ("0:30", r"12:30\text{ p.m.}"),
         (r"1\text{ p.m.}", r"12\text{ p.m.}"), (r"12:30\text{ a.m.}", r"12:30\text{ p.m.}"), ("1:00", "13:00"),
+    ],
+    "notations": [
+        ("6", "(12,18)=6"), ("120", "5!=121"), ("120", r"5!\ne 120"), ("f(x)=2x", r"f(x)\approx 2x"),
+        ("B", r"\mathbf{C}"), (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"2\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+        ("4", r"2\begin{vmatrix}1&2\\3&4\end{vmatrix}"),
+        (r"\left(3,\frac\pi2\right)", r"(\theta,r)=(\frac{\pi}{2},3)"), (r"1+i\sqrt3", r"2\operatorname{cis}60"),
+        (r"9.8\text{ m/s}^2", r"9.8\text{ m s}^{-1}"), (r"9.8\text{ m/s}^2", r"9.8\text{ m s}^{2}"),
+        ("36", r"\text{There are not }36\text{ ways}"), ("36", r"\text{There are }37\text{ ways}"),
+        ("36", r"\text{There are }36\text{ or so}"), ("58", "\u202e85"), ("12", r"\begin{aligned}1\\2\end{aligned}"),
+        (r"\frac{9!}{3!6!}", r"\frac{9!}{3!5!}"), ("1.2", r"1\text{, }2"),
     ],
 }  # fmt: skip
 
