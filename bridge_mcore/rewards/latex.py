@@ -81,7 +81,7 @@ _RULES: list[_Rule] = [
     (re.compile(r"\\cr(?![A-Za-z])"), r"\\\\"),
     (re.compile(r"\\begin\{([pbBvV]?)(?:small)?matrix\*?\}(?:\[[lcr]\])?"), r"\\begin{\1matrix}"),
     (re.compile(r"\\end\{([pbBvV]?)(?:small)?matrix\*?\}"), r"\\end{\1matrix}"),
-    (re.compile(r"\A\s*\\begin\{(aligned|gathered|split|(?:align|gather|equation)\*?)\}([^&\\]*(?:\\[A-Za-z]+[^&\\]*)*)\\end\{\1\}\s*\Z"),
+    (re.compile(r"\A\s*\\begin\{(aligned|gathered|split|(?:align|gather|equation)\*?)\}((?:[^&\\]|\\[^\\])*)\\end\{\1\}\s*\Z"),
      r"\2"),
     (re.compile(r"\\begin\{array\}\s*(?:\[[tcb]\])?\s*\{(?:[^{}]|\{[^{}]*\})*\}"), r"\\begin{array}"),
     (re.compile(r"\A\s*(?:\\\\\s*)+|(?:\\\\\s*)+\Z"), ""),
