@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from bridge_mcore.rewards.conditions import as_condition, as_region, pieces_of
-from bridge_mcore.rewards.exact import canonical
+from bridge_mcore.rewards.exact import canonical, number
 from bridge_mcore.rewards.formula import read_formula
 from bridge_mcore.rewards.names import is_name
 from bridge_mcore.rewards.pieces import REALS, complement, intersection, point
@@ -35,6 +35,7 @@ _NUMERAL = re.compile(
 _BASE_NAMES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 _BASES = {name: str(base) for base, name in enumerate(_BASE_NAMES.split(), 2)}
 _CHOICE = re.compile(r"\(?(?P<letter>[A-J])(?P<end>\)?[.:)]?)(?P<content>.*)", re.DOTALL)
+_BOLD_CHOICE = re.compile(r"\A\\(?:mathbf|boldsymbol|bm)\{([A-J])\}(?=[.:)\s]|\Z)")
 _OTHER_CHOICE = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])|\b(?:or|and|not|for|if|when|unless|but|maybe)\b")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z .'-]*")
 _REALS = {r"\mathbb{R}", r"\mathbbR", r"\R", "all real numbers", "all reals", "all real x", "real numbers"}
@@ -55,7 +56,15 @@ _REALS_BUT = re.compile(
     r"(?:[a-z] ?= ?)?(?P<points>.+)",
     re.IGNORECASE,
 )
-_EMPTY = {r"\emptyset", r"\{\}", "no solution", "no solutions", "empty set", "there are no solutions"}
+_EMPTY = {
+    r"\emptyset",
+    r"\{\}",
+    "no solution",
+    "no solutions",
+    "empty set",
+    "there are no solutions",
+    "there is no solution",
+}
 
 
 def read(text: str, depth: int = 0, thousands: bool = True) -> Answer:
@@ -97,11 +106,16 @@ def read(text: str, depth: int = 0, thousands: bool = True) -> Answer:
     if found := _NUMERAL.fullmatch(text):
         base = found["base"] or found["b1"] or found["b2"]
         base = _BASES.get(base, base)
-        if base.isdigit() and any(digit.isdigit() for digit in found["digits"]) and 2 <= int(base[:4]) <= 36:
+        # `AB_{16}`; of one letter with an index it would be a variable
+        letters = found["digits"].isupper() and (found["round"] or len(found["digits"]) > 1) and base > "10"
+        shown = any(digit.isdigit() for digit in found["digits"]) or (letters and len(base) == 2)
+        if base.isdigit() and shown and 2 <= int(base[:4]) <= 36:
             digits = found["digits"].replace(",", "").upper().lstrip("0")
             return Answer("numeral", found["sign"] + digits, label=base)
     if found := _MATRIX.fullmatch(text):
         return _matrix(text, found, depth)
+    if (at := text.find(r"\begin{")) > 0 and (found := _MATRIX.fullmatch(text, at)):
+        return _scaled(text, text[:at], _matrix(text, found, depth))
     if bracketed := _bracketed(text, depth):
         return bracketed
     if time := read_time(text):
@@ -122,7 +136,7 @@ def _is_words(text: str, words: str) -> bool:
 
 def _choice(text: str) -> Answer | None:
     r"""``C``, ``(C)``, ``C.``, ``(C) 12``: a letter, committed to, with perhaps the text of that choice."""
-    text = flat(text)
+    text = flat(_BOLD_CHOICE.sub(r"\1", text))
     found = _CHOICE.fullmatch(text)
     if found is None or (text.startswith("(") != found["end"].startswith(")") and found["end"] != ")"):
         return None
@@ -254,6 +268,31 @@ def _matrix(text: str, found: re.Match[str], depth: int) -> Answer:
         items.append(Answer("tuple", row, tuple(read(cell.strip(), depth + 1) for cell in cells)))
     # vertical bars make it a determinant
     return Answer("matrix", text, tuple(items), label="|" if found[1][0] in "vV" else "")
+
+
+def _scaled(text: str, scale: str, matrix: Answer) -> Answer:
+    """A matrix times a number, entry by entry.
+
+    :raises Unreadable: it is no number, or the matrix a determinant.
+    """
+    scale = scale.strip().removesuffix(r"\cdot").rstrip("* ")
+    scale = "-1" if scale == "-" else scale
+    try:
+        read_formula(scale, Arithmetic())
+    except TooHard as error:
+        raise Unreadable from error
+    if matrix.label or any(cell.kind != "value" for row in matrix.items for cell in row.items):
+        raise Unreadable
+
+    def times(cell: Answer) -> Answer:
+        one, other = number(scale), number(cell.text)
+        if one is None or other is None:
+            return Answer("value", f"({scale})({cell.text})")
+        value = one * other
+        return Answer("value", rf"\frac{{{value.numerator}}}{{{value.denominator}}}")
+
+    rows = tuple(Answer("tuple", row.text, tuple(times(cell) for cell in row.items)) for row in matrix.items)
+    return Answer("matrix", text, rows)
 
 
 _BUILDER = re.compile(r"(?P<name>[a-z])(?:\\in ?\\mathbb\{R\}|\\in ?\\mathbb ?R)?(?:\\mid|\||:)(?P<condition>.*)")

@@ -62,10 +62,12 @@ _SPELLING = [
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|textup|mathrm|mbox|operatorname|rm)\s*\{"), r"\\text{"),
     (
-        re.compile(r"\\text\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|sec|csc|ln|log|lg|exp)\s*\}"),
+        re.compile(r"\\text\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|sec|csc|ln|log|lg|exp|cis)\s*\}"),
         r"\\\1 ",
     ),
     (re.compile(r"\\text\{\s*([ei])\s*\}"), r"\1"),
+    (re.compile(r"\\text\{\s*(\\[$%])\s*\}|\\text\{\s*\.?\s*\}\Z"), r"\1"),
+    (re.compile(r"\\text\{\s*([,;])\s*\}"), r"\1 "),
     (re.compile(r"(?<!\\)\\!\s*"), ""),
     (re.compile(r"(?<=\d)\\,(?=\d{3})"), ","),
     (re.compile(r"\{,\}"), ","),
@@ -73,7 +75,7 @@ _SPELLING = [
     (re.compile(r"\^\s*\{\s*\\circ\s*\}"), r"^\\circ "),
     (re.compile(r"\\le(?:q|qslant)(?![A-Za-z])|<="), r"\\le "),
     (re.compile(r"\\ge(?:q|qslant)(?![A-Za-z])|>="), r"\\ge "),
-    (re.compile(r"\\(?:neq|not\s*=)(?![A-Za-z])|!="), r"\\ne "),
+    (re.compile(r"\\(?:neq|not\s*=)(?![A-Za-z])|(?<![\d)\]}])!="), r"\\ne "),  # but 5!=120
     (re.compile(r"\\lt(?![A-Za-z])"), "<"),
     (re.compile(r"\\gt(?![A-Za-z])"), ">"),
     (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),

@@ -110,8 +110,8 @@ class _Reader(Tokens):
         if not token or token in ("+", "-", ")", "]", "}", "|", "^", "_", "!", "**"):
             return False
         if token[0].isdigit() or token[0] == ".":
-            if self.text[: self.at].rstrip().endswith(")"):
-                return True  # `(n-2)2^n`
+            if self.text[: self.at].rstrip().endswith((")", "!")):
+                return True  # `(n-2)2^n`, `3!6!`
             raise Unreadable  # `2 3`, `x2`
         return token not in (r"\rvert", r"\rfloor", r"\rceil")
 
@@ -303,7 +303,7 @@ class _Reader(Tokens):
                 name, power = INVERSES[name], None  # \sin^{-1} x is \arcsin x
             elif power is None or power.denominator != 1 or power < 1:
                 raise Foreign
-        around, self.angle = self.angle, name in INVERSES
+        around, self.angle = self.angle, name in INVERSES or name == "cis"
         inside = self.function_argument()
         self.angle = around
         value = apply(self.do, name, inside, base)

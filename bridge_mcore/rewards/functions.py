@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+from bridge_mcore.rewards.angles import known_cosine, known_sine
 from bridge_mcore.rewards.numeric import real_value
 from bridge_mcore.rewards.primes import TooHard, factors
 from bridge_mcore.rewards.terms import Arithmetic, Quotient, atom, monomial_key, rational
@@ -31,19 +32,7 @@ INVERSES = {name: "arc" + name for name in ("sin", "cos", "tan", "cot", "sec", "
 #: Those that are quotients of these.
 _DERIVED = {"tan": ("sin", "cos"), "cot": ("cos", "sin"), "sec": ("", "cos"), "csc": ("", "sin")}
 #: All names that :func:`apply` knows.
-NAMED = frozenset([*_OPAQUE, *_DERIVED, "ln", "log", "lg", "exp"])
-#: Cosines of angles in degrees: a rational times a root.
-_COSINES = {
-    0: (Fraction(1), 1),
-    30: (Fraction(1, 2), 3),
-    45: (Fraction(1, 2), 2),
-    60: (Fraction(1, 2), 1),
-    90: (Fraction(0), 1),
-    120: (Fraction(-1, 2), 1),
-    135: (Fraction(-1, 2), 2),
-    150: (Fraction(-1, 2), 3),
-    180: (Fraction(-1), 1),
-}
+NAMED = frozenset([*_OPAQUE, *_DERIVED, "cis", "ln", "log", "lg", "exp"])
 
 
 def apply(do: Arithmetic, name: str, inside: Quotient, base: Quotient | None) -> Quotient:
@@ -58,6 +47,9 @@ def apply(do: Arithmetic, name: str, inside: Quotient, base: Quotient | None) ->
     if name in _DERIVED:
         top, bottom = (apply(do, part, inside, None) if part else rational(1) for part in _DERIVED[name])
         return do.divide(top, bottom)
+    if name == "cis":
+        cosine, sine = (apply(do, part, inside, None) for part in ("cos", "sin"))
+        return do.add(cosine, do.multiply(atom("c:i"), sine))
     if name == "exp":
         return do.power(atom("c:e"), inside)
     if base is not None:
@@ -72,11 +64,10 @@ def _known_angle(do: Arithmetic, name: str, inside: Quotient) -> Quotient | None
     turn = do.divide(inside, atom("c:pi")).constant()
     if turn is None:
         return None
-    degrees = turn * 180 - (90 if name == "sin" else 0)
-    degrees = abs((degrees + 180) % 360 - 180)
-    if degrees not in _COSINES:
+    known = known_sine(turn) if name == "sin" else known_cosine(turn)
+    if known is None:
         return None
-    times, under_root = _COSINES[int(degrees)]
+    times, under_root = known
     return do.multiply(rational(times), do.power(rational(under_root), rational(Fraction(1, 2))))
 
 

@@ -20,27 +20,27 @@ _LENGTH = r"-?\s*\d*\.?\d+\s*(?:pt|em|ex|mu|cm|mm|in)"
 #: Commands around a content that they only dress.
 _DRESS = (
     "mathsf|mathtt|mathit|mathnormal|ensuremath|underline|uline|fbox|framebox|mathord|mathop|mathbin|mathrel"
-    f"|mathopen|mathclose|mathinner|smash|{_SIZES}"
+    f"|mathopen|mathclose|mathinner|smash|underbrace|overbrace|{_SIZES}"
 )
 _GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 _DRESSED = re.compile(rf"\\(?:{_DRESS})\s*\{{((?:[^{{}}]|{_GROUP})*)\}}")
 _BOLD = re.compile(rf"\\(?:mathbf|boldsymbol|bm|pmb)\s*\{{((?:[^{{}}]|{_GROUP})*)\}}")
 #: A letter in bold may be a vector; a number or a formula in bold is only bold.
-_BOLD_NAME = re.compile(r"\s*(?:\\?[A-Za-z]+|\\(?:hat|vec|bar)\s*\{?\\?[A-Za-z]+\}?)\s*")
+_BOLD_NAME = re.compile(r"\s*(?!\\pi\s*\Z)(?:\\?[A-Za-z]+|\\(?:hat|vec|bar)\s*\{?\\?[A-Za-z]+\}?)\s*")
 _INFIX = re.compile(r"\{((?:[^{}]|" + _GROUP + r")*?)\\(over|choose|atop)(?![A-Za-z])((?:[^{}]|" + _GROUP + r")*)\}")
 _BARE_INFIX = re.compile(r"\(?\s*(\d+|[a-z])\s*\\(over|choose)\s*(\d+|[a-z])\s*\)?")
 #: What may follow a command in braces of its own: `\cmd{...}`.
 _RARE = re.compile(
     rf"\\(?:{_NOTHING}|{_SPACE_NAMES}|{_DRESS}|mathbf|boldsymbol|bm|pmb|[hv]?phantom|[hv]space|[hm]?skip|m?kern|mskip"
     r"|textcolor|color|colorbox|fcolorbox|over|choose|atop|textsf|texttt|textsc|textsl|textmd|emph|hbox|middle|m(?:left|right)"
-    r"|nicefrac|sfrac|flatfrac|degrees?|textdegree|ang|leqq|geqq|lbrack|rbrack|dot|bar|overset|overline|label"
+    r"|nicefrac|sfrac|flatfrac|degrees?|textdegree|ang|leqq|geqq|lbrack|rbrack|dot|bar|overset|overline|label|tag"
     r"|[pbBvV]?matrix|begin|hline|cr|bmod|coloneqq|vcentcolon|equiv|rm|bf|it|sf|tt|mapsto|[ij]math|hat|vec|widehat)(?![A-Za-z])"
     r"|\\\\\s*\Z|\A\s*\\\\|\A\s*<|:=|\{\}\s*\^|(?<!\\)\\\Z|\\text\{\s*\^|\d\s*\\circ|\\math(?:bb|cal|frak|scr)\s*\{\d"
     r"|[)\]]\s*(?:-|\\backslash|\\smallsetminus)\s*\\\{|\(\s*[a-z]\s*\\ne|\{\s*(?:with|but|where)\s*\}"
     r"|\\(?:text|mathrm)\{\s*o\s*\}|[_^]\{?(?:\d{1,4}|[a-z])\}?\s*C_|\b(?:np|numpy|math)\.|\^\s*\{?\s*(?:\\text\{)?o|\.\d*\(\d|\{:\}|[\]\[]"
 )
 _RULES: list[_Rule] = [
-    (re.compile(r"\\label\s*\{[^{}]*\}|\\hline(?![A-Za-z])"), ""),
+    (re.compile(r"\\(?:label|tag\*?)\s*\{[^{}]*\}|\\hline(?![A-Za-z])"), ""),
     # A hidden number would be a second answer; anything else that is hidden only makes room.
     (re.compile(r"\\[hv]?phantom\s*(?:\{[^{}1-9]*\}|-)"), ""),
     (re.compile(r"\b(?:np|numpy|math)\.(?=[a-z])"), ""),
@@ -81,6 +81,8 @@ _RULES: list[_Rule] = [
     (re.compile(r"\\cr(?![A-Za-z])"), r"\\\\"),
     (re.compile(r"\\begin\{([pbBvV]?)(?:small)?matrix\*?\}(?:\[[lcr]\])?"), r"\\begin{\1matrix}"),
     (re.compile(r"\\end\{([pbBvV]?)(?:small)?matrix\*?\}"), r"\\end{\1matrix}"),
+    (re.compile(r"\A\s*\\begin\{(aligned|gathered|split|(?:align|gather|equation)\*?)\}((?:[^&\\]|\\[^\\])*)\\end\{\1\}\s*\Z"),
+     r"\2"),
     (re.compile(r"\\begin\{array\}\s*(?:\[[tcb]\])?\s*\{(?:[^{}]|\{[^{}]*\})*\}"), r"\\begin{array}"),
     (re.compile(r"\A\s*(?:\\\\\s*)+|(?:\\\\\s*)+\Z"), ""),
 ]  # fmt: skip

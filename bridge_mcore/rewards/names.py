@@ -6,11 +6,13 @@ import re
 
 _NO_NAMES = "frac|sqrt|pi|infty|text|pm|mp|log|ln|sin|cos|tan|binom"
 _MARKED = "mathbf|boldsymbol|bm|mathcal|mathbb|mathfrak|vec|overrightarrow|hat|widehat|bar|tilde|dot|ddot"
+_ONE = r"(?:[A-Za-z]|\\(?!pi\b|infty)[A-Za-z]+)(?:_(?:\{\w+\}|\w))?"
 _NAME = re.compile(
     rf"(?:\\overline\{{[A-Z ]+\}}|\\(?:{_MARKED})\{{(?:\\(?:{_MARKED})\{{[A-Za-z ]+\}}|\\?[A-Za-z ]+)\}}"
+    r"|(?:\\(?:gcd|lcm)|\\text\{[^{}]*\})\(-?\d+(?:,-?\d+)+\)|\|[A-Z]\|"
     rf"|\\(?!{_NO_NAMES})[A-Za-z]+(?![A-Za-z])|[A-Za-z]|_(?:\{{[^{{}}]*\}}|\w)|'"
     r"|\^\{?\\prime\}?"
-    r"|\((?:[A-Za-z](?:,[A-Za-z])*|-?\d+)\)|\\text\{[^{}]*\}| )+"
+    rf"|\((?:{_ONE}(?:,{_ONE})*|-?\d+)\)|\\text\{{[^{{}}]*\}}| )+"
 )
 
 

@@ -19,12 +19,20 @@ from bridge_mcore.rewards.terms import Arithmetic, Quotient, Sum
 
 #: Relative difference that rounding of machine numbers does not explain.
 _CLEAR = 1e-7
-#: Most digits that constants are compared with; formulas that need more are left to others.
-_MOST_DIGITS = 2500
+#: Most digits that constants are compared with; formulas that need more are not equal.
+_MOST_DIGITS = 4000
 
 
 class _Unknown(Exception):
     """No value can be given with confidence."""
+
+
+class _OutOfReach(_Unknown):
+    """A term or argument is so small or large that it needs more digits: about as many as ``places``."""
+
+    def __init__(self, places: float) -> None:
+        super().__init__()
+        self.places = places
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class _Numbers:
         least, largest: magnitudes of terms beyond which values are not to be trusted.
         largest_argument: of a function, but for the base of a power.
         cancelled: relative size of a sum below which its value may be nothing but rounding.
+        real: relative size of an imaginary part below which it is nothing but rounding.
     """
 
     library: Any
@@ -45,9 +54,10 @@ class _Numbers:
     largest: float
     largest_argument: float
     cancelled: float
+    real: float
 
 
-_MACHINE = _Numbers(cmath, lambda value: complex(float(value)), 0.0, 1e100, 1e4, 1e-6)
+_MACHINE = _Numbers(cmath, lambda value: complex(float(value)), 0.0, 1e100, 1e4, 1e-6, 1e-12)
 #: By a library and a value.
 _FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "sin": lambda library, value: library.sin(value),
@@ -96,29 +106,46 @@ def same_constant(arithmetic: Arithmetic, one: Quotient, other: Quotient) -> boo
     """Whether two formulas without variables have one value; None where that cannot be said.
 
     They are compared with 150 digits, and eight more for each digit in them: two algebraic numbers that short
-    formulas can name are further apart, and an approximation, whatever its length, is too.
+    formulas can name are further apart, and an approximation, whatever its length, is too. Very small and very large
+    terms ask for more, so that nothing hides behind them; what asks for too many is different.
     """
     digits = 150 + 8 * (_digits(arithmetic, one, set()) + _digits(arithmetic, other, set()))
-    if digits > _MOST_DIGITS:
-        return None
+    reach = 60.0
+    while digits <= _MOST_DIGITS:
+        try:
+            return _same_with(arithmetic, one, other, digits, reach)
+        except _OutOfReach as wanted:
+            digits += 4 * math.ceil(wanted.places)
+            reach = max(2 * reach, wanted.places)
+        except (_Unknown, ArithmeticError, ValueError, TypeError):
+            return None
+    return False
+
+
+def _same_with(arithmetic: Arithmetic, one: Quotient, other: Quotient, digits: int, reach: float) -> bool | None:
+    """The same with so many digits, for terms of at most ``reach`` places before and behind the point."""
     from mpmath import MPContext  # wanted by few formulas
 
     library = MPContext()
     library.dps = digits
+    ten = library.mpf(10)
     numbers = _Numbers(
-        library, lambda value: library.mpf(value.numerator) / value.denominator, 1e-60, 1e40, 60.0, 1e-20
+        library,
+        lambda value: library.mpf(value.numerator) / value.denominator,
+        ten**-reach,
+        ten**reach,
+        reach,
+        1e-20,
+        ten ** (40 - digits),
     )
     for point in (-2, -1):  # both bases of \\log
         evaluate = _Evaluator(arithmetic, numbers, point)
-        try:
-            a, a_size = evaluate.quotient(one)
-            b, b_size = evaluate.quotient(other)
-        except (_Unknown, ArithmeticError, ValueError, TypeError):
-            return None
+        a, a_size = evaluate.quotient(one)
+        b, b_size = evaluate.quotient(other)
         apart, size = abs(a - b), a_size + b_size
-        if apart > size * library.mpf(10) ** (40 - digits):
+        if apart > size * ten ** (40 - digits):
             return False
-        if apart > size * library.mpf(10) ** (20 - digits):
+        if apart > size * ten ** (20 - digits):
             return None
     return True
 
@@ -162,19 +189,33 @@ class _Evaluator:
         for monomial, factor in terms.items():
             value = self._numbers.of(factor) + 0j
             for atom, power in monomial:
-                value *= self._power(self._atom(atom), power)
+                value *= self._factor(atom, power)
             if not self._numbers.least <= abs(value) < self._numbers.largest:
-                raise _Unknown
+                raise self._out_of_reach(value)
             total += value
             size += abs(value)
         return total, size
 
+    def _out_of_reach(self, value: Any) -> _Unknown:
+        library = self._numbers.library
+        if library is cmath or not abs(value):
+            return _Unknown()
+        return _OutOfReach(abs(float(library.log10(abs(value)))) + 1)
+
+    def _factor(self, atom: str, power: Fraction) -> Any:
+        """``atom ** power``. e^{ix} to the power q is e^{ixq}, of whose roots the principal one may be another."""
+        if power != 1 and atom.startswith(("b:c:", "b:p:")) and atom in self._arithmetic.opaque:
+            base, exponent = self._arguments(atom)
+            return base ** (exponent * self._numbers.of(power))
+        return self._power(self._atom(atom), power)
+
     def _power(self, value: Any, exponent: Fraction) -> Any:
         """``value ** exponent``; the odd root of a negative number is the real one."""
-        negative = value.real < 0 and abs(value.imag) <= 1e-12 * abs(value)
-        if negative and exponent.denominator > 1 and exponent.denominator % 2:
-            size = (-value.real) ** self._numbers.of(exponent).real
-            return (-size if exponent.numerator % 2 else size) + 0j
+        if value.real < 0 and exponent.denominator > 1 and abs(value.imag) <= self._numbers.real * abs(value):
+            if exponent.denominator % 2:
+                size = (-value.real) ** self._numbers.of(exponent).real
+                return (-size if exponent.numerator % 2 else size) + 0j
+            value = value.real + 0j  # rounding must not say on which side of the real line it stands
         if exponent.denominator == 1:
             return value ** int(exponent)
         return value ** self._numbers.of(exponent)
@@ -194,15 +235,22 @@ class _Evaluator:
         if atom not in self._arithmetic.opaque:
             raise _Unknown
         function, arguments = self._arithmetic.opaque[atom]
+        values = self._arguments(atom)
+        exponent = arguments[1].constant() if function == "^" else None
+        return self._function(function, values, exponent)
+
+    def _arguments(self, atom: str) -> list[Any]:
+        function, arguments = self._arithmetic.opaque[atom]
         values = []
         for i, argument in enumerate(arguments):
             value, size = self.quotient(argument)
             most = self._numbers.largest if function == "^" and i == 0 else self._numbers.largest_argument
+            if size > most and self._numbers.library is not cmath:
+                raise _OutOfReach(float(size) if size < _MOST_DIGITS else _MOST_DIGITS)
             if size > most or abs(value) < self._numbers.least * size:
                 raise _Unknown
             values.append(value)
-        exponent = arguments[1].constant() if function == "^" else None
-        return self._function(function, values, exponent)
+        return values
 
     def _constant(self, name: str) -> Any:
         library = self._numbers.library

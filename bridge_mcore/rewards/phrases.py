@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 
-_HINT = re.compile(r"answer|result|solution|ans\b|forall|\\to|for (?:all|any|every|each)|\\in ?\\mathbb", re.IGNORECASE)
+_HINT = re.compile(
+    r"there |answer|result|solution|ans\b|forall|\\to|for (?:all|any|every|each)|\\in ?\\mathbb", re.IGNORECASE
+)
 _LEADING = re.compile(
-    r"\s*(?P<text>\\text\{)?\s*(?:(?:so|thus|hence|therefore|then),?\s+)?(?:(?:the|our|my)\s+)?(?:final\s+|correct\s+)?"
+    r"\s*(?P<text>\\text\{)?\s*(?:(?:so|thus|hence|therefore|then)(?:,\s*|\s+))?(?:(?:the|our|my)\s+)?(?:final\s+|correct\s+)?"
     r"(?:answer|ans|result|solution)s?\s*(?:\(s\))?(?:is|are|=|:|\s)+(?P<close>\s*\})?\s*",
     re.IGNORECASE,
 )
+#: "There are 36 ways": a number, with its label.
+_THERE = re.compile(r"\A\s*\\text\{\s*there (?:is|are)\s*\}\s*(?=\d[\d,.]*(?:\s*\\text|\Z))", re.IGNORECASE)
 _SET = r"(?:\\mathbb ?\{?[RCQZN]\}?|\\R)(?:\^\{?[+*]\}?|_\{?[+>0-9]+\}?)?"
 _VARIABLES = r"[a-zA-Z](?:\s*,\s*[a-zA-Z])*"
 _JOIN = r"(?:[\s,;]|\\text\{[\s,;]*\})*"
@@ -46,6 +50,7 @@ def without_phrases(text: str) -> str:
         return text
     if (found := _LEADING.match(text)) and bool(found["text"]) == bool(found["close"]):
         text = text[found.end() :].strip()
+    text = _THERE.sub("", text, count=1)
     text = _FIRST.sub("", text, count=1) if _FIRST.match(text) else text
     for pattern in (_FOR_REALS, _FOR_ANY):
         if (found := pattern.fullmatch(text)) and _balanced(found["said"]):

@@ -62,10 +62,9 @@ class Ratios(Values):
         """The same numerals; a ratio of small numbers that happens to look like a time stays one."""
         if gold.kind == answer.kind:
             one, other = _clock(gold), _clock(answer)
-            halves = {gold.label, answer.label}
-            if halves == {"a", "p"} or one[1:] != other[1:]:
-                return self._no("another time")
-            if one[0] == other[0] or (halves == {"", "p"} and {one[0], other[0]} == {one[0] % 12, one[0] % 12 + 12}):
+            if gold.label and answer.label:
+                return _of_day(gold) == _of_day(answer) or self._no("another time")
+            if one == other or _of_day(gold) == _of_day(answer):
                 return True
             return self._no("another time")
         if gold.kind == "ratio" and not answer.label:
@@ -88,3 +87,11 @@ def as_ratio(time: Answer) -> Answer:
 def _clock(time: Answer) -> tuple[int, int, int]:
     hours, minutes, seconds = (int(item.text) for item in time.items)
     return hours, minutes, seconds
+
+
+def _of_day(time: Answer) -> tuple[int, int, int]:
+    """The same from 0 to 24 hours: 12 p.m. is noon, 12 a.m. midnight."""
+    hours, minutes, seconds = _clock(time)
+    if time.label and hours == 12:
+        hours = 0
+    return hours + (12 if time.label == "p" and hours < 12 else 0), minutes, seconds

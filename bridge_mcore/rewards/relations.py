@@ -122,7 +122,12 @@ class Relations(Values):
     def _approximations_fit(self, answer: Answer) -> bool:
         """What stands after an \\approx is near what stands before it; else two answers are given."""
         for left, right, sign in zip(answer.items, answer.items[1:], answer.signs, strict=False):
-            if sign == r"\approx" and not is_name(left.text):
+            if sign != r"\approx":
+                continue
+            if is_name(left.text):
+                if right.kind == "value" and not self._is_constant(right):
+                    return False  # `f(x) \approx 2x`
+            else:
                 one, other = self._real(left.text), self._real(right.text)
                 if one is None or other is None or not abs(one - other) <= 0.01 * abs(one):
                     return False

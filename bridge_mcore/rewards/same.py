@@ -208,4 +208,4 @@ def _order_is_all(gold: Answer, answer: Answer) -> bool:
 
 def _labels_in_order(answer: Answer) -> bool:
     labels = named(answer)
-    return labels == sorted(set(labels))
+    return labels == sorted(set(labels), key=lambda label: label.lstrip("\\"))

@@ -9,12 +9,15 @@ import re
 from fractions import Fraction
 
 from bridge_mcore.rewards.exact import canonical
+from bridge_mcore.rewards.functions import repeating
+from bridge_mcore.rewards.primes import TooHard
 
 #: A number or name as text; "+" and "*" with their parts in order; "^" with base and exponent; a command with parts.
 Shape = str | tuple["Shape", ...]
 
 _TOKEN = re.compile(
-    r" *(\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+|\\[A-Za-z]+|\\.|[A-Za-z]|[-+*/^_(){}\[\]|!'=<>,])",
+    r" *(\d*\.\d*\\overline\{\d+\}|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|"
+    r"\d+(?:\.\d+)?|\.\d+|\\[A-Za-z]+|\\.|[A-Za-z]|[-+*/^_(){}\[\]|!'=<>,])",
     re.ASCII,
 )
 _TIMES = frozenset(["*", r"\cdot", r"\times", r"\ast"])
@@ -37,7 +40,7 @@ def shape_of(text: str) -> Shape | None:
         reader = _Reader(text)
         shape = reader.sum(0)
         return shape if not reader.peek() else None
-    except _NoShape:
+    except (_NoShape, TooHard):
         return None
 
 
@@ -105,7 +108,7 @@ class _Reader:
     def _base(self, depth: int) -> Shape:
         token = self._take()
         if token[0].isdigit() or token[0] == ".":
-            return str(Fraction(token.replace(",", "")))
+            return str(repeating(token) if "overline" in token else Fraction(token.replace(",", "")))
         if token in _CLOSING:
             inner = self.sum(depth + 1)
             self._take(_CLOSING[token])
@@ -117,7 +120,9 @@ class _Reader:
         if token in _ARGUMENTS:
             degree = (self._base(depth),) if token == r"\sqrt" and self.peek() == "[" else ()
             parts = [self._argument(depth) for _ in range(_ARGUMENTS[token])]
-            return _product([parts[0], _power(parts[1], "-1")]) if token == r"\frac" else (token, *degree, *parts)
+            if token == r"\frac":
+                return _product([parts[0], _power(parts[1], "-1")])
+            return (token, *(one for one in degree if one != "2"), *parts)
         return (token, self._lowered(depth)) if self.peek() == "_" else token
 
     def _lowered(self, depth: int) -> Shape:
@@ -160,4 +165,38 @@ def _product(parts: list[Shape]) -> Shape:
 def _power(base: Shape, exponent: Shape) -> Shape:
     if base == "1" or exponent == "1":
         return base
+    if exponent in ("1/2", ("^", "2", "-1")):
+        return (r"\sqrt", base)
     return ("^", base, exponent)
+
+
+def is_unreduced(shape: Shape) -> bool:
+    r"""Numbers in it are still to be added or multiplied, or cancel: ``x+1-1``, ``\sqrt{4\cdot 2}``, ``2x/2``."""
+    if isinstance(shape, str):
+        return False
+    if shape[0] == "+":
+        if sum(_is_numeral(term) for term in _terms(shape)) > 1:
+            return True
+    elif shape[0] == "*":
+        factors = [one for one in shape[1:] if isinstance(one, str) and _is_numeral(one) and one != "-1"]
+        if len(factors) > 1 or any(("^", one, "-1") in shape for one in shape[1:]):
+            return True
+    elif shape[0] == r"\sqrt" and isinstance(shape[1], tuple) and shape[1][0] == "^" and shape[1][2:] == ("2",):
+        return True
+    return any(is_unreduced(part) for part in shape[1:])
+
+
+def _terms(shape: Shape) -> list[Shape]:
+    """The terms of a sum, and of the sums that it adds or takes away."""
+    if isinstance(shape, tuple) and shape[0] == "+":
+        return [term for part in shape[1:] for term in _terms(part)]
+    if isinstance(shape, tuple) and shape[:2] == ("*", "-1") and len(shape) == 3:
+        return _terms(shape[2])
+    return [shape]
+
+
+def _is_numeral(shape: Shape) -> bool:
+    """A number, or a fraction of numbers."""
+    if isinstance(shape, str):
+        return shape.lstrip("-")[:1].isdigit()
+    return shape[0] in ("*", "^") and shape[-1] != "1" and all(_is_numeral(part) for part in shape[1:])

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from bridge_mcore.rewards.angles import known_cosine, known_sine
 from bridge_mcore.rewards.primes import TooHard, factors
 
 #: Atoms by their first letters: "p:2" a prime, "c:pi" "c:e" "c:i" "c:deg" constants, "v:x" a variable; "f:..." a
@@ -175,6 +176,8 @@ class Arithmetic:
         unlike = len(variables) > 1 or any(power != 1 for name, power in monomial if name in variables)
         if not factor or (not odd and (factor < 0 or unlike)):
             raise _NoRule
+        if any(name[0] == "b" and "c:i" in name for name in variables):
+            raise _NoRule  # of e^{ix} the root is e^{ix/2} or its negative
         result = self._power(rational(abs(factor)), exponent)
         if factor < 0 and number is not None and number.numerator % 2:
             result = self.multiply(rational(-1), result)
@@ -226,10 +229,11 @@ class Arithmetic:
         result = rational(1)
         for monomial, factor in exponent.top.items():
             power = _bounded(factor / exponent.bottom[_ONE] * times)
-            if name == "c:e" and monomial == _I_PI and (2 * power).denominator == 1:
-                piece = atom("c:i", 2 * power)
+            if name == "c:e" and monomial == _I_PI and (known := _on_circle(power)) is not None:
+                piece = known
             elif monomial != _ONE:
                 key = f"b:{name}^({monomial_key(monomial)})"
+                power = power % 2 if name == "c:e" and monomial == _I_PI else power
                 base = rational(int(name[2:])) if name[0] == "p" else atom(name)
                 self.opaque[key] = ("^", (base, Quotient({monomial: Fraction(1)}, {_ONE: Fraction(1)})))
                 piece = atom(key, power)
@@ -276,6 +280,19 @@ class Arithmetic:
         if len(result) > MAX_TERMS:
             raise TooHard
         return result
+
+
+def _on_circle(turn: Fraction) -> Quotient | None:
+    r"""e^{i \pi turn}, where its sine and cosine are roots."""
+    cosine, sine = known_cosine(turn), known_sine(turn)
+    if cosine is None or sine is None:
+        return None
+    terms: Sum = {}
+    for (factor, under_root), unit in ((cosine, _ONE), (sine, (("c:i", Fraction(1)),))):
+        if factor:
+            root: Monomial = ((f"p:{under_root}", Fraction(1, 2)),) if under_root > 1 else _ONE
+            terms[unit + root] = factor
+    return Quotient(terms, {_ONE: Fraction(1)})
 
 
 def _join(one: Monomial, other: Monomial) -> tuple[Monomial, Fraction]:

@@ -25,6 +25,7 @@ _PLAIN = {
 _TABLE = str.maketrans(
     {sign: f"\\{name} " for name, signs in (_GREEK | _COMMANDS).items() for sign in signs}
     | {sign: text for text, signs in _PLAIN.items() for sign in signs}
+    | {sign: None for sign in "\u061c\u202c\u202d\u2066\u2069"}
     | {sign: None for sign in "\u200b\u200c\u200d\u2060\u2061\u2062\u2063\ufeff\u00ad\u200e\u200f\ufe0e\ufe0f"}
 )
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ"

@@ -62,7 +62,7 @@ _NAMES = {
 _UNIT = {name: unit for unit, names in _NAMES.items() for name in (unit, *names.split())}
 _COMPOUND = {"mi/h": "mph", "kmh": "km/h", "kph": "km/h", "fps": "ft/s"}
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_MONEY = {"$": "dollar", "\\$": "dollar", "€": "euro", "£": "sterling", "\\pounds": "sterling"}
+_MONEY = {"$": "dollar", "\\$": "dollar", "€": "euro", "£": "sterling", "\\pounds": "sterling", "¢": "cent"}
 _POWERS = {"square": "2", "sq": "2", "squared": "2", "cubic": "3", "cu": "3", "cubed": "3"}
 #: Words that turn a label into a second answer, a range or a hedge.
 _NO_LABEL_NAMES = """
@@ -71,6 +71,36 @@ _NO_LABEL_NAMES = """
     but dozen score double twice times pi infinity
 """
 _NO_LABEL = frozenset(_NO_LABEL_NAMES.split())
+#: Numerals; part of a label only where a hyphen joins them to something else, as in "two-digit".
+_NUMERAL_NAMES = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety
+    hundred thousand million billion trillion quadrillion quintillion lakh crore
+"""
+_NUMERALS = frozenset(_NUMERAL_NAMES.split())
+_ORDINAL_NAMES = "third fourth fifth sixth seventh eighth ninth tenth hundredth thousandth millionth quarter"
+#: Words of which none may be part of a label: fractions, operations, verbs and pronouns, hedges.
+_NEVER_IN_LABEL_NAMES = """
+    halves gross triple quadruple thrice reciprocal inverse opposite permille mille negative
+    factorial add added adding subtract subtracted subtracting divide divided multiply multiplied
+    raised choose mod modulo root squareroot above
+    is are was were be been isnt cannot can could would should may might must will does do did has have had fail fails
+    failed i we you it he she they my our this that these those there which what who
+    alternatively alternately instead rather actually wait sorry wrong false incorrect untrue mistake error invalid too
+    never none nothing unless except excluding without with ignoring assuming if guess guessing think believe suppose
+    likely unlikely presumably hopefully unsure uncertain certain sure apparently seemingly arguably estimate estimated
+    estimation guesstimate rounded rounding truncated ish somewhat sort kind like close near everything anything
+    any every whichever whatever
+"""
+_NEVER_IN_LABEL = frozenset(
+    [
+        *_NEVER_IN_LABEL_NAMES.split(),
+        *(ordinal + end for ordinal in _ORDINAL_NAMES.split() for end in ("", "s")),
+        *(scale + "s" for scale in _NUMERALS),
+    ]
+)
+#: Most words of a label, but for units, articles and what follows "of".
+_LABEL_WORDS = 3
 _TEXT = r"\\text\{[^{}]{0,60}\}"
 _TAIL = re.compile(rf"(?:{_TEXT}|\^(?:\{{-?\d\}}|-?\d)|/|\\cdot(?![a-z])|[ .])+")
 _FIRST_TEXT = re.compile(r"(?<!_)(?<!_\{)\\text\{")
@@ -82,7 +112,7 @@ _BARE = re.compile(
 _DEGREES = re.compile(r"\^(?:\{\\circ\}|\\circ)(?:\\text\{ ?(?P<text>[CF]) ?\}| ?(?P<bare>[CF]))?")
 #: The degrees at the end of `\sin 60^\circ` belong to the angle.
 _ANGLE = re.compile(
-    r"(?:sin|cos|tan|cot|sec|csc)(?:\\frac|\\(?:alpha|beta|gamma|theta|phi)|[^)A-Za-z\\]|[a-z](?![a-z]))*(?:\([^()]*\))?\^\{?\\circ\}?\Z"
+    r"(?:sin|cos|tan|cot|sec|csc|cis)(?:\\frac|\\(?:alpha|beta|gamma|theta|phi)|[^)A-Za-z\\]|[a-z](?![a-z]))*(?:\([^()]*\))?\^\{?\\circ\}?\Z"
 )
 _UNIT_CHARACTERS = re.compile(r"[A-Za-z./ ^0-9{}'*%-]*", re.ASCII)
 _OPERATOR_END = re.compile(r"(?:[-+*/^_=<>,;:({\[&|]|\\[A-Za-z]+)\s*")
@@ -107,7 +137,7 @@ def measure(text: str) -> Measure | None:
     for mark in ("\\%", "%"):
         if text.endswith(mark):
             return Measure(text.removesuffix(mark).strip(), "%")
-    for mark in ("\\$", "$", "€", "£"):
+    for mark in ("\\$", "$", "€", "£", "¢"):
         if text.endswith(mark) and len(text) > len(mark):
             return Measure(text.removesuffix(mark).strip(), _MONEY[mark])
     if _ANGLE.search(text):
@@ -158,13 +188,21 @@ def read_unit(words: str) -> str | None:
     words = words.strip(" .").lower()
     if doubtful or not _UNIT_CHARACTERS.fullmatch(words) or len(words.split()) > 6:
         return None
-    if has_doubt(words):
+    if has_doubt(words) or "n't" in words or _changes_value(words):
         return None
     if re.search(r"(?<![\^{a-z-])\d", words):
         return None  # a second number
-    sides = [_side(part) for part in re.sub(r"\bper\b|\bpr\b", "/", words).split("/")]
+    sides = []
+    for part in re.sub(r"\bper\b|\bpr\b", "/", words).split("/"):
+        if (side := _side(part)) is None:
+            return None
+        sides.append(side)
     if len(sides) > 1 and sides[0] in ("dollar", "cent", "euro", ""):
         sides = sides[:1]  # 5 dollars per hour, 5 people per hour
+    if len(sides) == 1 and "^-" in sides[0]:  # m s^{-2} is m/s^2
+        parts = sides[0].split("*")
+        below = [part.replace("^-", "^").removesuffix("^1") for part in parts if "^-" in part]
+        sides = ["*".join(part for part in parts if "^-" not in part), *below]
     unit = "/".join(sides)
     return _COMPOUND.get(unit, unit)
 
@@ -174,21 +212,41 @@ def has_doubt(text: str) -> bool:
     return bool(_NO_LABEL & set(re.findall("[a-z]+", text.lower())))
 
 
-def _side(words: str) -> str:
-    """The unit words of a numerator or denominator with their powers; what follows "of" is a label."""
+def _changes_value(words: str) -> bool:
+    """There is a numeral, a fraction, an operation, a verb or a hedge in the words behind a value."""
+    for word in words.split():
+        parts = re.findall("[a-z]+", word)
+        if any(part in _NEVER_IN_LABEL for part in parts) or (parts and all(part in _NUMERALS for part in parts)):
+            return True
+    return False
+
+
+def _side(words: str) -> str | None:
+    """The unit words of a numerator or denominator with their powers; what follows "of" is a label. None where a power
+    stands with no unit, or there is too much of a label."""
     units: list[str] = []
+    labels: list[str] = []
     power = ""
     for word in words.split(" of ")[0].replace("*", " ").split():
         name, _, exponent = word.replace("{", "").replace("}", "").partition("^")
         if name.strip(".") in ("square", "sq", "cubic", "cu"):
             power = _POWERS[name.strip(".")]
-        elif name in ("squared", "cubed") and units:
-            units[-1] += "^" + _POWERS[name]
-        elif not name and exponent and units:
-            units[-1] += "^" + exponent
+        elif (name in ("squared", "cubed") or not name) and exponent + name:
+            raised = _POWERS.get(name, exponent)
+            if units:
+                units[-1] += "^" + raised
+            elif labels[-1:] not in (["unit"], ["units"]):
+                return None
         elif unit := _known(name):
             units.append(unit + (f"^{exponent or power}" if (exponent or power) not in ("", "1") else ""))
             power = ""
+        elif exponent and name not in ("unit", "units"):
+            return None
+        else:
+            labels += [name] if name.strip(".") not in ("", "a", "an", "the", "different", "distinct") else []
+            power = ""
+    if power or len(labels) > _LABEL_WORDS or ("%" in units and len(units) > 1):
+        return None
     return "*".join(units)
 
 

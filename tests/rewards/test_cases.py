@@ -8,14 +8,14 @@ import pytest
 from math_verify import LatexExtractionConfig, parse, verify
 
 from bridge_mcore.rewards import MathVerifier
-from tests.rewards import cases, spellings
+from tests.rewards import cases, spellings, verdicts
 
-#: By a name for each kind, which both files may have.
+#: By a name for each kind, which several files may have.
 RIGHT, WRONG = (
     {f"{name}{kind}": pairs for name, table in tables.items() for kind, pairs in table.items()}
     for tables in (
-        {"": cases.RIGHT, "spelling: ": spellings.RIGHT},
-        {"": cases.WRONG, "spelling: ": spellings.WRONG},
+        {"": cases.RIGHT, "spelling: ": spellings.RIGHT, "verdict: ": verdicts.RIGHT},
+        {"": cases.WRONG, "spelling: ": spellings.WRONG, "verdict: ": verdicts.WRONG},
     )
 )
 _TABLE = [

@@ -152,6 +152,7 @@ _RARE_UNITS = [
     "f(x)=", "√", "²", "12:30",
     "\\text{ for all real }x ", "\\phantom{", "\\fbox{", "\\pmatrix{1", "x\\mapsto ", "36^\\circ ", "1\u0305",
     "x\\ne 1,", "9 \\choose 3 ",
+    "\\begin{aligned}\\a", "\\text{,", "\\tag{1", "\\underbrace{", "(x_1,", "\\gcd(1,", "there are ", "therefore, ",
 ]  # fmt: skip
 
 
@@ -162,4 +163,5 @@ def test_long_answers_take_no_time(unit: str) -> None:
     text = unit * (8000 // len(unit))
     start = time.process_time()
     decide(clean(text), clean("5" + text + "5"))
+    decide(clean("5"), clean("\\begin{aligned}" + text))
     assert time.process_time() - start < 2

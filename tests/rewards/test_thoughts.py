@@ -34,6 +34,14 @@ GUESS, SAID = r"Maybe \boxed{41}.", r"So it is \boxed{40}."
         ("[THINK]a[/THINK]b", False, "b"),
         ("<thinking>a</thinking>b", False, "b"),
         ("<think>a</think>", False, ""),
+        ("<Think>a</Think>b", False, "b"),
+        ("<THINK>a", False, ""),
+        ("<think >a</think >b", False, "b"),
+        ("[think]a[/think]b", False, "b"),
+        ("a <thinks> b", False, "a <thinks> b"),
+        ("<|channel|>analysis<|message|>a", False, ""),
+        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b", False, "b"),
+        ("<|channel|>final<|message|>a<|end|><|start|>assistant<|channel|>commentary to=x<|message|>b", False, ""),
     ],
 )
 def test_what_is_left(response: str, opened: bool, left: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from bridge_mcore.rewards import MathVerifier
 from bridge_mcore.rewards.protocol import Attempt
 from bridge_mcore.rewards.shape import shape_of
+from tests.rewards.verdicts import ASKED_RIGHT, ASKED_WRONG
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,19 @@ def test_what_is_still_to_be_computed(verifiers: dict[str, MathVerifier], gold: 
 @pytest.mark.parametrize(("gold", "answer"), FINISHED)
 def test_what_is_finished(verifiers: dict[str, MathVerifier], gold: str, answer: str) -> None:
     assert judged(verifiers["refuse"], "How many are there? Give your answer.", gold, answer) == "correct"
+
+
+@pytest.mark.parametrize(("question", "gold", "answer"), ASKED_WRONG)
+def test_disguised_echoes_are_wrong(verifiers: dict[str, MathVerifier], question: str, gold: str, answer: str) -> None:
+    assert judged(verifiers["refuse"], question, gold, answer) == "incorrect"
+    assert judged(verifiers["refuse"], "", gold, answer) == "correct"  # equal it is
+
+
+@pytest.mark.parametrize(("question", "gold", "answer"), ASKED_RIGHT)
+def test_what_was_worked_out_is_right(
+    verifiers: dict[str, MathVerifier], question: str, gold: str, answer: str
+) -> None:
+    assert judged(verifiers["refuse"], question, gold, answer) == "correct"
 
 
 def test_shapes_differ_by_more_than_a_trifle() -> None:
