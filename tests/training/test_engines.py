@@ -43,7 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("made") / "run"
     start(
         "bridge_mcore", directory, "train", "examples/quickstart.yaml", f"run.directory={directory}",
-        "model.generated.warm_start.steps=60", "training.steps=1", *SETTINGS[1:],
+        "model.generated.warm_start.steps=300", "training.steps=1", *SETTINGS[1:],
     )  # fmt: skip
     return directory / "base"
 

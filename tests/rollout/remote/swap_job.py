@@ -14,6 +14,7 @@ from bridge_mcore.config.checks import check_config
 from bridge_mcore.config.load import load_config
 from bridge_mcore.errors import BridgeError
 from bridge_mcore.rollout.remote.engine import RemoteEngine
+from bridge_mcore.rollout.remote.http import ServerRefused
 from tests.rollout.remote.kill_job import before
 
 TINY = (
@@ -32,7 +33,10 @@ def main(directory: Path, python: str) -> None:
             return
         (url,) = engine.fleet.urls
         label = engine.http.run(engine.dialect.label(engine.http, url, 60))
-        engine.http.run(engine.dialect.load_directory(engine.http, url, (directory / "base").absolute(), label, 60))
+        try:
+            engine.http.run(engine.dialect.load_directory(engine.http, url, (directory / "base").absolute(), label, 60))
+        except ServerRefused as error:  # the probe may still be in its queue: then only the cache stays
+            assert "Weights were updated" in str(error), error
         print(f"SWAPPED at version {engine.version}\nKEY {engine.http.key} ", flush=True)
 
     before(RemoteEngine, "submit", swap)
