@@ -75,8 +75,8 @@ def rows_of(directory: Path, step: int) -> list[dict]:
 def test_ten_steps_equal_those_of_the_embedded_engine(model: Path, tmp_path: Path) -> None:
     """A managed server, and then the embedded engine made to sample the same tokens.
 
-    SGD, because AdamW's first steps turn rounding into signs. Tolerance: 1e-4 of the largest update of any weight, since the
-    rounding of one step (1e-6) grows in those after it.
+    SGD, because AdamW's first steps turn rounding into signs. Tolerance: 1e-4 of the largest update of any weight, as
+    rounding grows from step to step.
     """
     common = (
         *SETTINGS, f"model.path={model}", "training.steps=10", "optimizer.name=sgd", "optimizer.alpha=0.2",
