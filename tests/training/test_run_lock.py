@@ -127,6 +127,7 @@ def test_ranks_that_outlive_their_first_one_are_waited_for(tmp_path):
     run(path)
 
 
+@pytest.mark.slow
 def test_restart_keeps_the_old_run_and_takes_the_new_directory(tmp_path):
     directory = tmp_path / "run"
     path = long_config(directory, tmp_path, 2)

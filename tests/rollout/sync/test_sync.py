@@ -107,7 +107,10 @@ def test_vllm_has_what_was_sent(tmp_path: Path, seed: int) -> None:
     check(tmp_path, WAYS)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+#: In CI those that gather most: whole models, and parts of matrices.
+@pytest.mark.parametrize(
+    "layout", [pytest.param(n, marks=() if n in ("tp1", "tp2") else pytest.mark.slow) for n in LAYOUTS]
+)
 def test_sglang_has_what_was_sent(layout: str, server: str, model: Path, tmp_path: Path, seed: int) -> None:
     # Buckets of 20 KiB: several of them, one smaller than the embedding.
     plan = {
