@@ -59,12 +59,17 @@ def test_ctrl_c_while_waiting_for_it_leaves_it_whole(world, tmp_path, monkeypatc
         interrupted.set()
 
     monkeypatch.setattr(run_state, "write_pieces", slow)
-    with pytest.raises(KeyboardInterrupt):
-        with run_state.CheckpointWriter(tmp_path / "checkpoints", 2, asynchronous=True) as writer:
-            writer.save(policy, 4, {}, LAYOUT)
-            threading.Timer(0.3, interrupt).start()
-            writer.finish()
-            raise AssertionError("it was not interrupted")
+    # A shell's background job, tests among them, is started with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with run_state.CheckpointWriter(tmp_path / "checkpoints", 2, asynchronous=True) as writer:
+                writer.save(policy, 4, {}, LAYOUT)
+                threading.Timer(0.3, interrupt).start()
+                writer.finish()
+                raise AssertionError("it was not interrupted")
+    finally:
+        signal.signal(signal.SIGINT, before)
     before = state_of(policy)
     (path,) = list_checkpoints(tmp_path / "checkpoints")
     run_state.load_state(path, policy, LAYOUT)
