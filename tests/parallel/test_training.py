@@ -33,7 +33,8 @@ def agree(ours: list[dict], theirs: list[dict]) -> None:
             assert mine[name] == pytest.approx(one[name], rel=2e-3, abs=1e-6), (mine["step"], name)
 
 
-def test_every_layout_goes_on_where_another_stopped(whole, tmp_path):
+@pytest.mark.parametrize("chosen", [(0, 1, 2), pytest.param((0, 1, 2, 3, 4), marks=pytest.mark.slow)], ids=len)
+def test_every_layout_goes_on_where_another_stopped(whole, tmp_path, chosen):
     """Each step in another layout, resumed from the checkpoint of the last one: the metrics are those of one process.
 
     The embedded engine generates in all of them: over stages and their chunks, with sequence parallelism switched off
@@ -51,13 +52,14 @@ def test_every_layout_goes_on_where_another_stopped(whole, tmp_path):
         ("parallel.context=2", *offload),
         offload,
     )
-    for steps, layout in enumerate(layouts, 1):
+    for steps, layout in enumerate((layouts[i] for i in chosen), 1):
         out = run(path, *QUIET, f"training.steps={steps}", "run.resume=auto", *layout)
         assert (steps == 1) != ("resuming from" in out)
-    agree(metrics_of(directory), metrics_of(whole))
-    ours, theirs = (load_file(d / "export" / "model.safetensors") for d in (directory, whole))
-    assert ours.keys() == theirs.keys()
-    assert all((ours[k] - theirs[k]).abs().max() < 1e-3 for k in theirs)  # five AdamW steps of up to 3e-3 each
+    agree(metrics_of(directory), metrics_of(whole)[: len(chosen)])
+    if len(chosen) == 5:
+        ours, theirs = (load_file(d / "export" / "model.safetensors") for d in (directory, whole))
+        assert ours.keys() == theirs.keys()
+        assert all((ours[k] - theirs[k]).abs().max() < 1e-3 for k in theirs)  # five AdamW steps of up to 3e-3 each
     out = run(path, *QUIET, "run.resume=auto", "parallel.data=2", "optimizer.name=sgd", code=2)
     assert out.count("error:") == 1  # both ranks find it, one says it
 
